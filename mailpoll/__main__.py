@@ -1,0 +1,5 @@
+"""``python -m mailpoll``: the same as the ``mailpoll`` command."""
+
+from .cli import main
+
+main()
