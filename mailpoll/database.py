@@ -1,0 +1,162 @@
+"""The database connection: SQLite (WAL) or PostgreSQL, pooled, with explicit transactions.
+
+Rules that the rest of the program keeps by using only ``connected`` and ``transaction``:
+a thread holds a connection no longer than one unit of work, and every SQLite write transaction
+starts with BEGIN IMMEDIATE (a deferred one fails at once with "database is locked" when two
+processes write, whatever the busy time-out).
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import orjson
+import peewee
+from playhouse.pool import PooledPostgresqlDatabase, PooledSqliteDatabase
+
+#: Milliseconds that a SQLite writer waits for another process's transaction.
+BUSY_TIMEOUT = 30_000
+#: Seconds that a thread waits for a free connection of the pool.
+POOL_WAIT = 30
+
+proxy = peewee.DatabaseProxy()
+_sqlite_writer = threading.RLock()
+
+
+class TimestampField(peewee.Field):
+    """An aware UTC datetime: TIMESTAMPTZ in PostgreSQL, sortable ISO text in SQLite."""
+
+    field_type = "TIMESTAMPTZ"
+
+    def db_value(self, value: datetime | None) -> str | None:
+        return value and value.astimezone(UTC).isoformat(sep=" ", timespec="microseconds")
+
+    def python_value(self, value: datetime | str | None) -> datetime | None:
+        if value is None:
+            return None
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        return value.astimezone(UTC)
+
+
+class JsonField(peewee.Field):
+    """Lists and objects: JSONB in PostgreSQL, text in SQLite."""
+
+    field_type = "JSONB"
+
+    def db_value(self, value: Any) -> str | None:
+        return None if value is None else orjson.dumps(value).decode()
+
+    def python_value(self, value: Any) -> Any:
+        return orjson.loads(value) if isinstance(value, str | bytes) else value
+
+
+class IdField(peewee.BigAutoField):
+    """A primary key that is never given out twice, even after its row was deleted."""
+
+    def ddl(self, ctx: Any) -> Any:
+        nodes = super().ddl(ctx)
+        if is_sqlite():
+            return peewee.NodeList((nodes, peewee.SQL("AUTOINCREMENT")))
+        return nodes
+
+
+def open_database(url: str, pool: int = 8) -> None:
+    """Bind the models to the database at ``url``; no connection is made yet.
+
+    Parameters:
+      url: ``sqlite:///file`` or ``postgresql://user:password@host:port/name``.
+      pool: connections that this process may hold at most.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        path = Path(unquote(parts.path[1:]))  # sqlite:///relative and sqlite:////absolute
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        database = PooledSqliteDatabase(
+            str(path),
+            max_connections=max(pool, 64),
+            timeout=POOL_WAIT,
+            autoconnect=False,
+            check_same_thread=False,
+            field_types={"TIMESTAMPTZ": "TEXT", "JSONB": "TEXT", "BIGAUTO": "INTEGER"},
+            pragmas={
+                "journal_mode": "wal",
+                "busy_timeout": BUSY_TIMEOUT,
+                "foreign_keys": 1,
+                "cache_size": -16_000,
+                # What was deleted must not stay readable in the file.
+                "secure_delete": "on",
+            },
+        )
+    else:
+        database = PooledPostgresqlDatabase(
+            url.replace("postgres://", "postgresql://", 1),
+            max_connections=pool,
+            timeout=POOL_WAIT,
+            autoconnect=False,
+            field_types={"TIMESTAMPTZ": "TIMESTAMPTZ", "JSONB": "JSONB"},
+            prefer_psycopg3=True,
+            connect_timeout=10,
+        )
+    proxy.initialize(database)
+
+
+def close_database() -> None:
+    """Close every pooled connection, for instance before a fork."""
+    if proxy.obj is not None:
+        proxy.obj.close_all()
+
+
+def is_sqlite() -> bool:
+    return isinstance(proxy.obj, peewee.SqliteDatabase)
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Hold a connection for the block; nests."""
+    if not proxy.is_closed():
+        yield
+        return
+    with proxy.connection_context():
+        yield
+
+
+@contextmanager
+def transaction(*, durable: bool = True) -> Iterator[None]:
+    """One write transaction for the block: commits at its end, rolls back when it raises.
+
+    Parameters:
+      durable: flushed to disk at commit. ``False`` is for work that is simply done again when a
+        power cut takes it back, such as the parsing of a message whose raw row is durable.
+    """
+    if not proxy.is_closed() and proxy.in_transaction():
+        yield
+        return
+    with connected():
+        if is_sqlite():
+            # Threads of one process queue here instead of polling SQLite's file lock.
+            with _sqlite_writer:
+                proxy.execute_sql(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                with proxy.atomic("IMMEDIATE"):
+                    yield
+        else:
+            with proxy.atomic():
+                if not durable:
+                    proxy.execute_sql("SET LOCAL synchronous_commit TO off")
+                yield
+
+
+def now() -> datetime:
+    """The database's clock: the one that leases and due times are measured by.
+
+    SQLite has no server: its clock is this machine's.
+    """
+    if is_sqlite():
+        return datetime.now(UTC)
+    with connected():
+        (moment,) = proxy.execute_sql("SELECT clock_timestamp()").fetchone()
+    return moment.astimezone(UTC)

@@ -1,0 +1,43 @@
+"""Bring the schema up to date; safe to run twice, or at the same time in several processes."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from peewee_migrate import Router
+
+from . import database
+
+#: Any fixed number: the PostgreSQL advisory lock that one migrating process holds.
+ADVISORY_LOCK = 0x6D61696C
+
+
+def directory() -> Path:
+    """``migrations/``: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def migrate() -> list[str]:
+    """Run what has not run yet, in one transaction, and name it."""
+    quiet = logging.getLogger("mailpoll.migrate")
+    with database.connected(), _alone():
+        return list(Router(database.proxy.obj, migrate_dir=directory(), logger=quiet).run())
+
+
+def pending() -> list[str]:
+    """The migrations that have not run yet."""
+    with database.connected():
+        if not database.proxy.table_exists("migratehistory"):
+            return sorted(path.stem for path in directory().glob("[0-9]*_*.py"))
+        return list(Router(database.proxy.obj, migrate_dir=directory()).diff)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    with database.transaction():
+        if not database.is_sqlite():
+            database.proxy.execute_sql("SELECT pg_advisory_xact_lock(%s)", (ADVISORY_LOCK,))
+        yield

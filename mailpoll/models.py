@@ -1,0 +1,434 @@
+"""The tables, and the queries that have a name. Indexes and constraints stand in ``migrations/``.
+
+Times are aware UTC datetimes. Nothing here knows IMAP, blobs or queues.
+"""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Self
+
+import peewee
+from peewee import (
+    BigIntegerField,
+    BooleanField,
+    CharField,
+    ForeignKeyField,
+    IntegerField,
+    TextField,
+    fn,
+)
+
+from . import database
+from .database import IdField, JsonField, TimestampField
+
+
+class AccountState(StrEnum):
+    ACTIVE = "active"
+    PAUSED = "paused"
+    AUTH_FAILED = "auth_failed"
+    DELETING = "deleting"
+
+
+class MessageStatus(StrEnum):
+    STORED = "stored"
+    PROCESSED = "processed"
+    FAILED = "failed"
+
+
+class FetchVerdict(StrEnum):
+    """What became of a UID that has no message."""
+
+    WAITING = "waiting"
+    GONE = "gone"
+    UNREADABLE = "unreadable"
+    TOO_LARGE = "too_large"
+
+
+class JobState(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+
+
+class LeaseLost(Exception):
+    """Another poller, a pause or a deletion took the account: nothing of this batch was written."""
+
+
+class Table(peewee.Model):
+    class Meta:
+        database = database.proxy
+        legacy_table_names = False
+
+
+class EmailAccount(Table):
+    """One IMAP mailbox and how its polling goes."""
+
+    id = IdField()
+    #: The account's public name, and the first part of its blobs' keys.
+    uuid = CharField(36, unique=True)
+    address = CharField(320, unique=True)
+    host = CharField(255)
+    port = IntegerField()
+    security = CharField(8)
+    username = CharField(320)
+    auth = CharField(8, default="password")
+    credential = TextField()
+    #: Folder names as people read them; null polls every selectable folder.
+    folders = JsonField(null=True)
+    poll_interval = IntegerField()
+    #: First poll: import what arrived since; null imports all there is.
+    import_since = TimestampField(null=True)
+    state = CharField(16, default=AccountState.ACTIVE)
+    #: Fencing token of the lease: raised at each claim, checked by each commit.
+    lease_token = BigIntegerField(default=0)
+    lease_until = TimestampField(null=True)
+    next_poll_at = TimestampField()
+    #: A poll is in the queue until then; later it counts as lost and is enqueued again.
+    queued_until = TimestampField(null=True)
+    last_poll_at = TimestampField(null=True)
+    last_success_at = TimestampField(null=True)
+    #: Milliseconds that the last poll took, and how late it began.
+    last_poll_ms = IntegerField(null=True)
+    last_lateness_ms = IntegerField(null=True)
+    imported_at = TimestampField(null=True)
+    failures = IntegerField(default=0)
+    auth_failures = IntegerField(default=0)
+    last_error = TextField(null=True)
+    last_error_kind = CharField(32, null=True)
+    last_error_at = TimestampField(null=True)
+    created_at = TimestampField()
+    updated_at = TimestampField()
+
+    class Meta:
+        table_name = "email_accounts"
+
+    @property
+    def due(self) -> int:
+        """``next_poll_at`` in milliseconds of the Unix epoch, as queue messages carry it."""
+        return int(self.next_poll_at.timestamp() * 1_000)
+
+    @classmethod
+    def visible(cls) -> peewee.ModelSelect:
+        """Accounts that exist for the outside: not those that are being deleted."""
+        return cls.select().where(cls.state != AccountState.DELETING)
+
+    @classmethod
+    def claim_due(cls, horizon: timedelta, limit: int) -> list[Self]:
+        """Take the polls that fall due before ``horizon`` from now, most overdue first.
+
+        An account whose poll is still queued or running is left out. Taking and marking is one
+        statement, so that of two schedulers only one gets an account. A claimed poll that has
+        neither begun nor ended within its interval plus two minutes counts as lost.
+        """
+        moment = database.now()
+        with database.transaction():
+            due = (
+                cls.select()
+                .where(
+                    cls.state == AccountState.ACTIVE,
+                    cls.next_poll_at <= moment + horizon,
+                    cls.queued_until.is_null() | (cls.queued_until <= moment),
+                    cls.lease_until.is_null() | (cls.lease_until <= moment),
+                )
+                .order_by(cls.next_poll_at)
+                .limit(limit)
+            )
+            if not database.is_sqlite():
+                due = due.for_update("FOR UPDATE SKIP LOCKED")
+            accounts = list(due)
+            cls.mark_queued([account.id for account in accounts], moment + horizon)
+        return accounts
+
+    @classmethod
+    def mark_queued(cls, ids: list[int], start: datetime) -> None:
+        """Note that polls of these accounts are queued and begin by ``start`` at the latest."""
+        patience = timedelta(minutes=2)
+        for chunk in peewee.chunked(ids, 500):
+            cls.update(queued_until=start + patience).where(cls.id.in_(chunk)).execute()
+
+    @classmethod
+    def lease(cls, account_id: int, due: int | None, seconds: int) -> Self | None:
+        """Begin a poll: take the account's lease if it is due and free.
+
+        Parameters:
+          due: the due time that the queue message was sent for, in milliseconds of the Unix
+            epoch, so that a message is not "early" by another clock; ``None`` forces the poll.
+          seconds: how long the lease holds without a commit.
+        """
+        moment = database.now()
+        with database.transaction(durable=False):
+            account = cls.get_or_none(cls.id == account_id)
+            if account is None or account.state != AccountState.ACTIVE:
+                return None
+            if account.lease_until and account.lease_until > moment:
+                return None
+            if (
+                due is not None
+                and account.next_poll_at not in (due,)
+                and account.next_poll_at > moment
+            ):
+                return None
+            lateness = (moment - account.next_poll_at).total_seconds() * 1_000
+            taken = (
+                cls.update(
+                    lease_token=cls.lease_token + 1,
+                    lease_until=moment + timedelta(seconds=seconds),
+                    queued_until=None,
+                    next_poll_at=moment + timedelta(seconds=account.poll_interval),
+                    last_poll_at=moment,
+                    last_lateness_ms=max(0, int(lateness)),
+                )
+                .where(cls.id == account_id, cls.lease_token == account.lease_token)
+                .execute()
+            )
+            return cls.get_by_id(account_id) if taken else None
+
+    def fence(self, seconds: int) -> None:
+        """Renew the lease inside the transaction that relies on it.
+
+        Raises:
+          LeaseLost: the token is no longer ours, so the transaction must not commit.
+        """
+        until = database.now() + timedelta(seconds=seconds)
+        account = type(self)
+        held = (
+            account.update(lease_until=until)
+            .where(
+                account.id == self.id,
+                account.lease_token == self.lease_token,
+                account.state == AccountState.ACTIVE,
+            )
+            .execute()
+        )
+        if not held:
+            raise LeaseLost(f"account {self.uuid}")
+
+    def release(self, **outcome: Any) -> None:
+        """End the lease, if it is still ours, and write down how the poll went."""
+        account = type(self)
+        with database.transaction(durable=False):
+            account.update(lease_until=None, **outcome).where(
+                account.id == self.id, account.lease_token == self.lease_token
+            ).execute()
+
+
+class EmailFolder(Table):
+    """A folder and the window of UIDs in it that are accounted for."""
+
+    id = IdField()
+    account = ForeignKeyField(
+        EmailAccount, backref="email_folders", on_delete="RESTRICT", index=False
+    )
+    #: The name as the server spells it, its bytes as Latin-1: sent back unchanged.
+    wire_name = TextField()
+    #: The name as people read it, levels separated by "/".
+    name = TextField()
+    special_use = CharField(32, null=True)
+    uidvalidity = BigIntegerField(null=True)
+    #: Every UID from low to high has a message or a verdict. New mail is above, the import below.
+    low = BigIntegerField(null=True)
+    high = BigIntegerField(null=True)
+    #: UIDNEXT when the folder was last read to its end; equal means nothing new.
+    uidnext = BigIntegerField(null=True)
+    #: Messages at the server when last looked.
+    server_messages = BigIntegerField(null=True)
+    #: Locations and their bytes that are stored here.
+    messages = BigIntegerField(default=0)
+    bytes = BigIntegerField(default=0)
+    gone_at = TimestampField(null=True)
+    last_error = TextField(null=True)
+    checked_at = TimestampField(null=True)
+
+    class Meta:
+        table_name = "email_folders"
+
+    @property
+    def imported(self) -> bool:
+        return self.low is not None and self.low <= 1
+
+
+class EmailRawMessage(Table):
+    """A message of an account, once, whatever folders it lies in. Identity is its SHA-256."""
+
+    id = IdField()
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    sha256 = CharField(64)
+    size = BigIntegerField()
+    storage_type = CharField(8)
+    storage_key = CharField(128)
+    internal_date = TimestampField()
+    stored_at = TimestampField()
+    #: It came with the first import, so that new mail is processed before it.
+    imported = BooleanField(default=False)
+    status = CharField(16, default=MessageStatus.STORED)
+    attempts = IntegerField(default=0)
+    #: The sweeper enqueues a stored message again after this.
+    next_attempt_at = TimestampField(null=True)
+    processed_at = TimestampField(null=True)
+    error = TextField(null=True)
+    parser = CharField(16, null=True)
+    defects = JsonField(null=True)
+    subject = TextField(null=True)
+    #: Lists of {"name", "address"}.
+    from_addresses = JsonField(null=True)
+    to_addresses = JsonField(null=True)
+    cc_addresses = JsonField(null=True)
+    bcc_addresses = JsonField(null=True)
+    reply_to_addresses = JsonField(null=True)
+    date = TimestampField(null=True)
+    message_id = TextField(null=True)
+    in_reply_to = TextField(null=True)
+    reference_ids = JsonField(null=True)
+    attachment_count = IntegerField(default=0)
+    # Large columns last: SQLite reads the small ones without touching their pages.
+    #: List of [name, value] in the order of the message.
+    headers = JsonField(null=True)
+    text_body = TextField(null=True)
+    html_body = TextField(null=True)
+
+    class Meta:
+        table_name = "email_raw_messages"
+
+    @classmethod
+    def lost(cls, limit: int) -> list[Self]:
+        """Stored messages whose processing is overdue, oldest first: id, account and lane."""
+        with database.connected():
+            return list(
+                cls.select(cls.id, cls.account, cls.imported)
+                .where(cls.status == MessageStatus.STORED, cls.next_attempt_at <= database.now())
+                .order_by(cls.next_attempt_at)
+                .limit(limit)
+            )
+
+    @classmethod
+    def postpone(cls, ids: list[int], seconds: float) -> None:
+        """Let the sweeper leave these messages alone for a while: they were just enqueued."""
+        moment = database.now() + timedelta(seconds=seconds)
+        with database.transaction(durable=False):
+            cls.update(next_attempt_at=moment).where(
+                cls.id.in_(ids), cls.status == MessageStatus.STORED
+            ).execute()
+
+
+class EmailLocation(Table):
+    """Where a message lies or lay: (folder, UIDVALIDITY, UID)."""
+
+    id = IdField()
+    folder = ForeignKeyField(EmailFolder, backref="locations", on_delete="RESTRICT", index=False)
+    uidvalidity = BigIntegerField()
+    uid = BigIntegerField()
+    message = ForeignKeyField(EmailRawMessage, backref="locations", on_delete="RESTRICT")
+    seen_at = TimestampField()
+
+    class Meta:
+        table_name = "email_locations"
+
+
+class EmailAttachment(Table):
+    """A part of a message that is not its text. ``position`` counts from 0 in message order."""
+
+    id = IdField()
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    message = ForeignKeyField(
+        EmailRawMessage, backref="attachments", on_delete="RESTRICT", index=False
+    )
+    position = IntegerField()
+    name = TextField()
+    safe_name = TextField()
+    content_type = TextField()
+    content_id = TextField()
+    inline = BooleanField()
+    size = BigIntegerField()
+    sha256 = CharField(64)
+    storage_type = CharField(8)
+    storage_key = CharField(128)
+
+    class Meta:
+        table_name = "email_attachments"
+
+
+class EmailFetchFailure(Table):
+    """A UID that has no message, why, and when it is tried again."""
+
+    id = IdField()
+    folder = ForeignKeyField(
+        EmailFolder, backref="fetch_failures", on_delete="RESTRICT", index=False
+    )
+    uidvalidity = BigIntegerField()
+    uid = BigIntegerField()
+    verdict = CharField(16)
+    reason = TextField()
+    size = BigIntegerField(null=True)
+    attempts = IntegerField(default=1)
+    next_attempt_at = TimestampField(null=True)
+    seen_at = TimestampField()
+
+    class Meta:
+        table_name = "email_fetch_failures"
+
+
+class EmailAccountDay(Table):
+    """What an account received on a UTC day, counted in the transactions that store it."""
+
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    #: ISO date of INTERNALDATE in UTC.
+    day = CharField(10)
+    messages = BigIntegerField(default=0)
+    bytes = BigIntegerField(default=0)
+    attachments = BigIntegerField(default=0)
+    attachment_bytes = BigIntegerField(default=0)
+    failures = BigIntegerField(default=0)
+
+    class Meta:
+        table_name = "email_account_days"
+        primary_key = peewee.CompositeKey("account", "day")
+
+    @classmethod
+    def add(cls, account_id: int, day: str, **amounts: int) -> None:
+        """Add to one day's counters, inside the caller's transaction."""
+        cls.insert(account=account_id, day=day, **amounts).on_conflict(
+            conflict_target=[cls.account, cls.day],
+            update={
+                getattr(cls, name): getattr(cls, name) + amount for name, amount in amounts.items()
+            },
+        ).execute()
+
+
+class EmailJob(Table):
+    """Long work with a step to resume from. The row outlives the account: it is its tombstone."""
+
+    id = IdField()
+    uuid = CharField(36, unique=True)
+    kind = CharField(16)
+    account_uuid = CharField(36, index=True)
+    account_id = BigIntegerField()
+    state = CharField(16, default=JobState.RUNNING)
+    step = CharField(32)
+    #: How much of each kind was removed so far.
+    counts = JsonField(default=dict)
+    attempts = IntegerField(default=0)
+    lease_until = TimestampField(null=True)
+    error = TextField(null=True)
+    created_at = TimestampField()
+    updated_at = TimestampField()
+    finished_at = TimestampField(null=True)
+
+    class Meta:
+        table_name = "email_jobs"
+
+
+TABLES = [
+    EmailAccount,
+    EmailFolder,
+    EmailRawMessage,
+    EmailLocation,
+    EmailAttachment,
+    EmailFetchFailure,
+    EmailAccountDay,
+    EmailJob,
+]
+
+
+def count(query: peewee.ModelSelect) -> int:
+    """The number of rows of a query, without wrapping it in a subquery."""
+    return int(query.select(fn.COUNT(peewee.SQL("1"))).scalar())

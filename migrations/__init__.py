@@ -1,0 +1,1 @@
+"""Numbered schema changes: expand first, contract one release later."""
