@@ -1,0 +1,219 @@
+"""Blobs as files in a directory."""
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from .base import (
+    BlobMissing,
+    BlobStore,
+    NewBlob,
+    StoreUnavailable,
+    check_account_uuid,
+    split_key,
+)
+
+TEMPORARY = ".tmp"
+STALE_AFTER = 24 * 3600  # seconds; no put takes that long, so its writer is dead
+MAX_OPEN_FILES = 64  # of one put, between writing and flushing
+DELETE_ATTEMPTS = 5
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class LocalFiles(BlobStore):
+    """Files named by their key under ``root``, readable by our user only.
+
+    A blob is written under a temporary name on the same file system, flushed, and renamed: it is
+    there whole or not at all. A put writes all its files and then flushes them one by one and each
+    directory once. That takes 35 ms for 100 blobs of 40 KB where ``syncfs`` takes 15 ms, but
+    ``syncfs`` also waits for whatever other programs have written to the same disk.
+
+    Every step of a path is opened relative to the one before and never through a symbolic link.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Create ``root`` if need be and remove what dead writers left. Raises OSError."""
+        self._root = root
+        (root / TEMPORARY).mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.chmod(0o700)
+        self._remove_stale()
+
+    def put(self, blobs: Sequence[NewBlob]) -> None:
+        for start in range(0, len(blobs), MAX_OPEN_FILES):
+            with _unavailable_on_error(), ExitStack() as stack:
+                self._put_together(blobs[start : start + MAX_OPEN_FILES], stack)
+
+    def open(self, key: str) -> BinaryIO:
+        with _unavailable_on_error(), ExitStack() as stack:
+            try:
+                directory = self._directory(key, stack)
+                file = os.open(split_key(key)[2], _READ, dir_fd=directory)
+            except FileNotFoundError:
+                raise BlobMissing(key) from None
+            stream = os.fdopen(file, "rb")
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                stream.close()
+                raise OSError(errno.EINVAL, "not a regular file", key)
+            return stream
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.open(key).close()
+        except BlobMissing:
+            return False
+        return True
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            with _unavailable_on_error(), ExitStack() as stack, suppress(FileNotFoundError):
+                os.unlink(split_key(key)[2], dir_fd=self._directory(key, stack))
+
+    def delete_account(self, account_uuid: str) -> int:
+        check_account_uuid(account_uuid)
+        deleted = 0
+        with _unavailable_on_error():
+            for temporary in (self._root / TEMPORARY).glob(f"{account_uuid}.*"):
+                temporary.unlink(missing_ok=True)
+            for attempt in range(1, DELETE_ATTEMPTS + 1):
+                deleted += sum(1 for _ in self.list_account(account_uuid))
+                try:
+                    _remove_tree(self._root / account_uuid)
+                    break
+                except OSError as error:
+                    # A put that has not heard of the deletion yet may add files meanwhile.
+                    if error.errno != errno.ENOTEMPTY or attempt == DELETE_ATTEMPTS:
+                        raise
+            self._flush_directory(self._root)
+        return deleted
+
+    def list_account(self, account_uuid: str) -> Iterator[str]:
+        check_account_uuid(account_uuid)
+        with _unavailable_on_error():
+            for directory in _names(self._root / account_uuid):
+                for name in _names(self._root / account_uuid / directory):
+                    key = f"{account_uuid}/{directory}/{name}"
+                    with suppress(ValueError):
+                        split_key(key)
+                        yield key
+
+    def check(self) -> None:
+        with _unavailable_on_error():
+            probe = self._root / TEMPORARY / f"check.{secrets.token_hex(8)}"
+            os.close(os.open(probe, _CREATE, 0o600))
+            probe.unlink()
+
+    def path(self, key: str) -> Path:
+        """Where the blob lies, or would lie."""
+        return self._root.joinpath(*split_key(key))
+
+    def _put_together(self, blobs: Sequence[NewBlob], stack: ExitStack) -> None:
+        temporary = _open_directory(self._root / TEMPORARY, stack)
+        root = _open_directory(self._root, stack)
+        directories: dict[str, int] = {"": root}
+        written: list[tuple[NewBlob, str, int, int]] = []
+        for blob in blobs:
+            target = self._make_directories(blob.key, directories, stack)
+            # A blob that is there already may be so new that its directory is still to be flushed.
+            if not _has(target, blob):
+                name, file = self._write(blob, temporary, stack)
+                written.append((blob, name, file, target))
+        for _, _, file, _ in written:
+            os.fsync(file)
+        for blob, name, _, target in written:
+            final = split_key(blob.key)[2]
+            os.rename(name, final, src_dir_fd=temporary, dst_dir_fd=target)
+        for directory in reversed(directories.values()):
+            os.fsync(directory)
+
+    def _make_directories(self, key: str, opened: dict[str, int], stack: ExitStack) -> int:
+        """The directory of ``key``; ``opened`` holds those of this put by their path."""
+        path, descriptor = "", opened[""]
+        for name in split_key(key)[:2]:
+            path += f"/{name}"
+            if path not in opened:
+                with suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=descriptor)
+                opened[path] = _open_directory(name, stack, descriptor)
+            descriptor = opened[path]
+        return descriptor
+
+    def _write(self, blob: NewBlob, temporary: int, stack: ExitStack) -> tuple[str, int]:
+        """Write a temporary file, which ``stack`` removes unless it has been renamed."""
+        name = f"{split_key(blob.key)[0]}.{secrets.token_hex(8)}"
+        file = stack.enter_context(os.fdopen(os.open(name, _CREATE, 0o600, dir_fd=temporary), "wb"))
+        stack.callback(_unlink_if_there, name, temporary)
+        blob.read_verified(file.write)
+        file.flush()
+        return name, file.fileno()
+
+    def _directory(self, key: str, stack: ExitStack) -> int:
+        account, digits, _ = split_key(key)
+        parent = _open_directory(self._root / account, stack)
+        return _open_directory(digits, stack, parent)
+
+    def _remove_stale(self) -> None:
+        oldest = time.time() - STALE_AFTER
+        for file in (self._root / TEMPORARY).iterdir():
+            with suppress(FileNotFoundError):
+                if file.lstat().st_mtime < oldest:
+                    file.unlink()
+
+    @staticmethod
+    def _flush_directory(path: Path) -> None:
+        with ExitStack() as stack:
+            os.fsync(_open_directory(path, stack))
+
+
+@contextmanager
+def _unavailable_on_error() -> Iterator[None]:
+    """A full or failing disk, too many open files, a planted link: the store cannot do it now."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable(f"local files: {error}") from error
+
+
+def _open_directory(path: Path | str, stack: ExitStack, parent: int | None = None) -> int:
+    descriptor = os.open(path, _DIRECTORY, dir_fd=parent)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _has(directory: int, blob: NewBlob) -> bool:
+    try:
+        found = os.stat(blob.sha256, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == blob.size
+
+
+def _unlink_if_there(name: str, directory: int) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return [entry.name for entry in directory.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _remove_tree(path: Path) -> None:
+    try:
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    except FileNotFoundError:
+        return

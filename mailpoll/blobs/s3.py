@@ -1,0 +1,292 @@
+"""Blobs in a bucket of any S3-compatible server."""
+
+import base64
+import hashlib
+import io
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, BinaryIO, Self
+from urllib.parse import parse_qs, urlsplit
+from xml.etree.ElementTree import ParseError
+
+import urllib3
+from minio import Minio
+from minio.credentials import Credentials
+from minio.deleteobjects import DeleteObject
+from minio.error import MinioException, S3Error
+from minio.signer import sign_v4_s3
+from minio.time import to_amz_date, utcnow
+from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
+
+from .base import (
+    BlobMissing,
+    BlobStore,
+    NewBlob,
+    StoreUnavailable,
+    check_account_uuid,
+    split_key,
+)
+
+CONNECT_TIMEOUT = 3.0  # seconds; also the longest wait for one block to be sent
+READ_TIMEOUT = 20.0  # seconds of silence
+BLOCK = 64 * 1024  # bytes sent at a time
+PUT_THREADS = 8  # a single put waits far more than it works
+CONNECTIONS = 32  # kept open; more are made when needed
+DELETE_ROUNDS = 10
+
+# The ETag of an object under these kinds of encryption is not its MD5.
+OPAQUE_ETAG = {"aws:kms", "aws:kms:dsse"}
+
+
+class S3(BlobStore):
+    """Objects named by their key. The bucket is made at first use if it is missing.
+
+    A put is one request whatever its size, streamed from its source, and never a multipart upload:
+    memory stays flat and nothing unfinished can be left behind. The signature covers the SHA-256
+    and a Content-MD5 goes with it, so that the server checks the bytes; the ETag of its answer is
+    compared too.
+
+    In a bucket with versioning, deleted blobs live on as old versions: use one without.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        access_key: str,
+        secret_key: str,
+        bucket: str,
+        *,
+        secure: bool,
+        region: str | None = None,
+    ) -> None:
+        """``endpoint`` is ``host`` or ``host:port``. Raises ValueError; connects to nothing."""
+        self._credentials = Credentials(access_key, secret_key)
+        self._bucket = bucket
+        self._http = urllib3.PoolManager(
+            maxsize=CONNECTIONS,
+            blocksize=BLOCK,
+            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
+            retries=_Retries(
+                total=1,
+                redirect=False,
+                allowed_methods=None,
+                status_forcelist=[500, 502, 503, 504],
+                raise_on_status=False,
+                respect_retry_after_header=False,
+                backoff_factor=0.2,
+            ),
+        )
+        self._client = Minio(
+            endpoint, access_key, secret_key, secure=secure, region=region, http_client=self._http
+        )
+        self._putters = ThreadPoolExecutor(PUT_THREADS, thread_name_prefix="s3-put")
+        self._bucket_known = False
+        self._bucket_lock = Lock()
+        self._failed_at = float("-inf")
+
+    def put(self, blobs: Sequence[NewBlob]) -> None:
+        submitted = time.monotonic()
+        self._ensure_bucket()
+        # If one fails, map cancels those that have not begun.
+        for _ in self._putters.map(lambda blob: self._put_one(blob, submitted), blobs):
+            pass
+
+    def open(self, key: str) -> BinaryIO:
+        split_key(key)
+        self._ensure_bucket()
+        with _translated(key):
+            response = self._client.get_object(self._bucket, key)
+        return io.BufferedReader(_Download(response, key), BLOCK)
+
+    def exists(self, key: str) -> bool:
+        split_key(key)
+        self._ensure_bucket()
+        try:
+            with _translated(key):
+                self._client.stat_object(self._bucket, key)
+        except BlobMissing:
+            self.check()  # a bucket that is gone gives the same answer
+            return False
+        return True
+
+    def delete(self, keys: Iterable[str]) -> None:
+        objects = [DeleteObject("/".join(split_key(key))) for key in keys]
+        if not objects:
+            return
+        self._ensure_bucket()
+        with _translated():
+            for error in self._client.remove_objects(self._bucket, objects):
+                raise StoreUnavailable(f"object store: delete refused: {error.code}")
+
+    def delete_account(self, account_uuid: str) -> int:
+        deleted = 0
+        # Only an empty listing says that nothing is left.
+        for _ in range(DELETE_ROUNDS):
+            names = self._names(account_uuid)
+            if not names:
+                return deleted
+            with _translated():
+                for error in self._client.remove_objects(self._bucket, map(DeleteObject, names)):
+                    raise StoreUnavailable(f"object store: delete refused: {error.code}")
+            deleted += len(names)
+        raise StoreUnavailable(f"object store: blobs of {account_uuid} appear while being deleted")
+
+    def list_account(self, account_uuid: str) -> Iterator[str]:
+        yield from self._names(account_uuid)
+
+    def check(self) -> None:
+        with _translated():
+            if not self._client.bucket_exists(self._bucket):
+                raise StoreUnavailable("object store: the bucket does not exist")
+
+    def _names(self, account_uuid: str) -> list[str]:
+        check_account_uuid(account_uuid)
+        self._ensure_bucket()
+        with _translated():
+            listing = self._client.list_objects(
+                self._bucket, prefix=f"{account_uuid}/", recursive=True
+            )
+            return [found.object_name for found in listing]
+
+    def _ensure_bucket(self) -> None:
+        if self._bucket_known:
+            return
+        asked = time.monotonic()
+        with self._bucket_lock:
+            if self._bucket_known:
+                return
+            with self._failing_together(asked), _translated():
+                if not self._client.bucket_exists(self._bucket):
+                    self._make_bucket()
+            self._bucket_known = True
+
+    def _make_bucket(self) -> None:
+        try:
+            self._client.make_bucket(self._bucket)
+        except S3Error as error:
+            # Another process was faster.
+            if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                raise
+
+    def _put_one(self, blob: NewBlob, submitted: float) -> None:
+        digest = hashlib.md5(usedforsecurity=False)
+        blob.read_verified(digest.update)
+        with self._failing_together(submitted), blob.open() as body, _translated():
+            self._upload(blob, body, digest.digest())
+
+    @contextmanager
+    def _failing_together(self, asked: float) -> Iterator[None]:
+        """In an outage, what waited for its turn behind a time-out does not wait for its own."""
+        if asked < self._failed_at:
+            raise StoreUnavailable("object store: failed while this waited for its turn")
+        try:
+            yield
+        except StoreUnavailable:
+            self._failed_at = time.monotonic()
+            raise
+
+    def _upload(self, blob: NewBlob, body: BinaryIO, md5: bytes) -> None:
+        url, headers = self._sign_put(blob, md5)
+        response = self._http.request("PUT", url, body=body, headers=headers)
+        if response.status != 200:
+            code = re.search(rb"<Code>(\w+)</Code>", response.data)
+            reason = code[1].decode() if code else f"HTTP {response.status}"
+            raise StoreUnavailable(f"object store: put refused: {reason}")
+        encryption = response.headers.get("x-amz-server-side-encryption", "")
+        etag = response.headers.get("etag", "").strip('"')
+        if etag != md5.hex() and encryption not in OPAQUE_ETAG:
+            raise StoreUnavailable("object store: it has stored other bytes than were sent")
+
+    def _sign_put(self, blob: NewBlob, md5: bytes) -> tuple[str, dict[str, str]]:
+        """URL and headers of a put. The client itself would hold the whole body in memory.
+
+        The signature goes into a header and not into the URL, which urllib3 logs when it retries.
+        """
+        # The client's way to tell where an object lies and in which region.
+        presigned = urlsplit(self._client.get_presigned_url("PUT", self._bucket, blob.key))
+        region = parse_qs(presigned.query)["X-Amz-Credential"][0].split("/")[2]
+        url = presigned._replace(query="")
+        date = utcnow()
+        headers = {
+            "Host": url.netloc,
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(blob.size),
+            "Content-MD5": base64.b64encode(md5).decode(),
+            "x-amz-content-sha256": blob.sha256,
+            "x-amz-date": to_amz_date(date),
+        }
+        signed: dict[str, str] = sign_v4_s3(
+            method="PUT",
+            url=url,
+            region=region,
+            headers=headers,
+            credentials=self._credentials,
+            content_sha256=blob.sha256,
+            date=date,
+        )
+        return url.geturl(), signed
+
+
+class _Retries(urllib3.Retry):
+    """One more try, but not after a silence: that would make a black hole cost twice as much."""
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: Any = None,
+        error: Exception | None = None,
+        _pool: Any = None,
+        _stacktrace: Any = None,
+    ) -> Self:
+        if isinstance(error, ReadTimeoutError):
+            raise error
+        return super().increment(method, url, response, error, _pool, _stacktrace)
+
+
+class _Download(io.RawIOBase):
+    """The body of an answer; gives its connection back when closed."""
+
+    def __init__(self, response: Any, key: str) -> None:
+        super().__init__()
+        self._response = response
+        self._key = key
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _translated(self._key):
+            chunk = self._response.read(len(buffer))
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
+
+    def close(self) -> None:
+        # Read to its end it has given the connection back already; else the connection is closed,
+        # because the rest of the body is on it.
+        if not self.closed:
+            self._response.close()
+            self._response.release_conn()
+        super().close()
+
+
+@contextmanager
+def _translated(key: str = "") -> Iterator[None]:
+    """Turn what minio and urllib3 raise into BlobMissing and StoreUnavailable.
+
+    Their own messages carry URLs and headers, so only the kind of failure is passed on.
+    """
+    try:
+        yield
+    except S3Error as error:
+        if key and error.code in {"NoSuchKey", "NoSuchObject"}:
+            raise BlobMissing(key) from None
+        raise StoreUnavailable(f"object store: {error.code}") from None
+    except MaxRetryError as error:
+        raise StoreUnavailable(f"object store: {type(error.reason).__name__}") from None
+    except (MinioException, HTTPError, OSError, ParseError, UnicodeDecodeError) as error:
+        raise StoreUnavailable(f"object store: {type(error).__name__}") from None
