@@ -1,0 +1,18 @@
+"""IMAP as mailpoll speaks it: reading only, bounded in time and size. Knows no database."""
+
+from .errors import Fault, ImapError
+from .folders import Folder, selectable
+from .responses import Fetched, Status
+from .session import Login, Session, connect
+
+__all__ = [
+    "Fault",
+    "Fetched",
+    "Folder",
+    "ImapError",
+    "Login",
+    "Session",
+    "Status",
+    "connect",
+    "selectable",
+]

@@ -1,0 +1,179 @@
+"""The server's answers as Python values: pure functions over bytes (RFC 9051 section 9).
+
+A response arrives as one or more pieces: text with the literals between. ``tokens`` turns the
+pieces into nested lists of ``bytes`` and ``None``; the functions below read what mailpoll asks for.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from .errors import Fault, ImapError
+
+#: Deepest nesting of parentheses that is read; honest answers to our questions have three levels.
+DEPTH_LIMIT = 20
+TOKEN = re.compile(
+    rb'"((?:[^"\\]|\\.)*)"'  # quoted
+    rb"|(BODY(?:\.PEEK)?\[[^\]]*\](?:<\d+>)?)"  # BODY[…]<…>, whose section may hold blanks
+    rb"|([()])"
+    rb'|([^\s()"]+)',
+    re.IGNORECASE | re.DOTALL,
+)
+UNESCAPE = re.compile(rb"\\(.)", re.DOTALL)
+INTERNALDATE = re.compile(
+    r"\s*(\d{1,2})-(\w{3})-(\d{4}) (\d{2}):(\d{2}):(\d{2})(?: ([+-]\d{4}))?", re.ASCII
+)
+MONTHS = {
+    month: number
+    for number, month in enumerate(
+        ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], 1
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """Bytes that the server sent by length."""
+
+    data: bytes
+
+
+@dataclass(slots=True)
+class Fetched:
+    """One FETCH answer. ``body`` is ``None`` when the server sent none or NIL."""
+
+    uid: int | None = None
+    size: int | None = None
+    internal_date: datetime | None = None
+    body: bytes | None = None
+    #: The offset that the server says a partial body begins at.
+    origin: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One LIST answer: the wire name is to be sent back unchanged."""
+
+    wire_name: bytes
+    delimiter: bytes | None
+    flags: frozenset[str]
+
+
+@dataclass(slots=True)
+class Status:
+    """What STATUS or EXAMINE says of a folder; ``None`` where the server says nothing."""
+
+    uidvalidity: int | None = None
+    uidnext: int | None = None
+    messages: int | None = None
+    extra: dict[str, bytes] = field(default_factory=dict)
+
+
+def tokens(pieces: Sequence[bytes | Literal]) -> list[Any]:
+    """Nested lists of a response's words.
+
+    Raises:
+      ImapError: unbalanced or absurdly deep parentheses.
+    """
+    root: list[Any] = []
+    stack = [root]
+    for kind, value in _words(pieces):
+        if kind == "open":
+            if len(stack) > DEPTH_LIMIT:
+                raise ImapError(Fault.PROTOCOL, "parentheses nested too deep")
+            inner: list[Any] = []
+            stack[-1].append(inner)
+            stack.append(inner)
+        elif kind == "close":
+            if len(stack) == 1:
+                raise ImapError(Fault.PROTOCOL, "unbalanced parentheses")
+            stack.pop()
+        else:
+            stack[-1].append(value)
+    if len(stack) != 1:
+        raise ImapError(Fault.PROTOCOL, "unbalanced parentheses")
+    return root
+
+
+def _words(pieces: Sequence[bytes | Literal]) -> Iterator[tuple[str, bytes | None]]:
+    for piece in pieces:
+        if isinstance(piece, Literal):
+            yield "word", piece.data
+            continue
+        for match in TOKEN.finditer(piece):
+            quoted, section, bracket, atom = match.groups()
+            if quoted is not None:
+                yield "word", UNESCAPE.sub(rb"\1", quoted)
+            elif section is not None:
+                yield "word", section.upper()
+            elif bracket is not None:
+                yield ("open" if bracket == b"(" else "close"), None
+            else:
+                yield "word", None if atom.upper() == b"NIL" else atom
+
+
+def fetch(words: list[Any]) -> Fetched:
+    """Read the list of a FETCH answer: items in any order, unknown ones ignored."""
+    answer = Fetched()
+    for name, value in zip(words[::2], words[1::2], strict=False):
+        if not isinstance(name, bytes):
+            raise ImapError(Fault.PROTOCOL, "a FETCH item has no name")
+        key = name.upper()
+        if key == b"UID":
+            answer.uid = number(value)
+        elif key == b"RFC822.SIZE":
+            answer.size = number(value)
+        elif key == b"INTERNALDATE":
+            answer.internal_date = internal_date(value)
+        elif key.startswith(b"BODY["):
+            answer.body = value if isinstance(value, bytes) else None
+            answer.origin = number(key.rpartition(b"<")[2].removesuffix(b">"))
+    return answer
+
+
+def listed(words: list[Any]) -> Listed | None:
+    """Read ``(flags) delimiter name`` of a LIST answer; ``None`` when there is no usable name."""
+    if len(words) < 3 or not isinstance(words[0], list) or not isinstance(words[2], bytes):
+        return None
+    flags = frozenset(
+        flag.decode("latin-1").lower() for flag in words[0] if isinstance(flag, bytes)
+    )
+    return Listed(words[2], words[1] if isinstance(words[1], bytes) else None, flags)
+
+
+def status(words: list[Any]) -> Status:
+    """Read the list of a STATUS answer; a missing or absurd number is ``None``."""
+    found = Status()
+    for name, value in zip(words[::2], words[1::2], strict=False):
+        if not isinstance(name, bytes):
+            continue
+        match name.upper():
+            case b"UIDVALIDITY":
+                found.uidvalidity = number(value) or None
+            case b"UIDNEXT":
+                found.uidnext = number(value) or None
+            case b"MESSAGES":
+                found.messages = number(value)
+    return found
+
+
+def number(value: Any) -> int | None:
+    """A non-negative number, or ``None`` for anything else."""
+    return int(value) if isinstance(value, bytes) and value.isdigit() and len(value) < 20 else None
+
+
+def internal_date(value: Any) -> datetime | None:
+    """An INTERNALDATE in UTC; ``None`` when it is missing or no date (``00-Jan-0000``)."""
+    match = (
+        INTERNALDATE.match(value.decode("ascii", "replace")) if isinstance(value, bytes) else None
+    )
+    if not match:
+        return None
+    day, month, year, hour, minute, second, zone = match.groups()
+    try:
+        text = f"{year}-{MONTHS[month.lower()]:02}-{int(day):02} {hour}:{minute}:{second}{zone or '+0000'}"
+        return datetime.strptime(text, "%Y-%m-%d %H:%M:%S%z").astimezone(UTC)
+    except (KeyError, ValueError, OverflowError):
+        return None

@@ -1,0 +1,394 @@
+"""One authenticated connection to a server, reading only.
+
+``IMAPClient`` does the greeting, capabilities, login and ID. Folder lists and messages are read
+by the code here, straight from the wire: its parser would hold every body three times.
+"""
+
+import functools
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imapclient
+from imapclient import exceptions
+
+from .. import __version__
+from ..settings import Settings
+from . import hosts, responses
+from .errors import Fault, ImapError, refusal
+from .responses import Fetched, Listed, Literal, Status
+from .wire import LITERAL, WireIMAP4
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: What we say of ourselves (RFC 2971). 163.com and others refuse EXAMINE to clients that say nothing.
+IDENTITY = {"name": "mailpoll", "version": __version__, "vendor": "mailpoll"}
+
+#: Commands on their way at once; more could fill both sides' socket buffers and stand still.
+PIPELINE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Where to connect and as whom. ``secret`` is a password or an OAuth 2 access token."""
+
+    host: str
+    port: int
+    security: str
+    username: str
+    auth: str
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Login({self.username!r}, {self.host!r}, {self.port}, secret hidden)"
+
+
+@contextmanager
+def connect(login: Login, settings: Settings, seconds: float) -> Iterator["Session"]:
+    """An open session for the block.
+
+    Parameters:
+      seconds: total time that the whole conversation may take.
+
+    Raises:
+      ImapError: of every kind; nothing else comes out of this package.
+    """
+    imap = _client(login, settings, time.monotonic() + seconds)
+    session = Session(imap, settings)
+    try:
+        with _translated(login.secret):
+            _log_in(imap, login, settings)
+        yield session
+        session.log_out()
+    finally:
+        with suppress(Exception):
+            imap.shutdown()
+
+
+def _client(login: Login, settings: Settings, deadline: float) -> imapclient.IMAPClient:
+    if login.security == "plain" and not settings.imap_allow_plain:
+        raise ImapError(
+            Fault.TLS, "connections without TLS are off; MAILPOLL_IMAP_ALLOW_PLAIN=yes allows them"
+        )
+    for value in (login.host, login.username, login.secret):
+        if CONTROL.search(value):
+            raise ImapError(Fault.REFUSED, "control characters in the host, user name or password")
+    address = hosts.resolve(login.host, login.port, settings.imap_allowed_networks)
+    implicit = tls_context(settings.imap_ca_file) if login.security == "tls" else None
+    open_socket = functools.partial(_open, login, address, settings.imap_connect_timeout, implicit)
+    with _translated(login.secret):
+        return _Client(
+            login.host,
+            WireIMAP4(
+                open_socket,
+                login.host,
+                settings.imap_read_timeout,
+                deadline,
+                settings.part_bytes,
+            ),
+        )
+
+
+class _Client(imapclient.IMAPClient):  # type: ignore[misc]
+    """``IMAPClient`` over a connection that is already made, without its log of every line."""
+
+    def __init__(self, host: str, connection: WireIMAP4) -> None:
+        self._connection = connection
+        super().__init__(host, ssl=False)
+        # imapclient turns on imaplib's trace, which formats every line and would show passwords.
+        connection.debug = 0
+
+    def _create_IMAP4(self) -> WireIMAP4:  # noqa: N802 - the name is imapclient's
+        return self._connection
+
+
+@functools.lru_cache(maxsize=4)
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """The process's one client context: making it costs 43 ms, a hundred times a poll's own CPU."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca_file:
+        context.load_verify_locations(ca_file)
+    return context
+
+
+def _open(
+    login: Login, address: str, timeout: float, context: ssl.SSLContext | None
+) -> socket.socket:
+    try:
+        sock = socket.create_connection((address, login.port), timeout)
+    except OSError as error:
+        raise ImapError(Fault.UNREACHABLE, f"{login.host}:{login.port}: {_reason(error)}") from None
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if context is None:
+        return sock
+    try:
+        return context.wrap_socket(sock, server_hostname=login.host)
+    except (ssl.SSLError, OSError) as error:
+        sock.close()
+        raise ImapError(Fault.TLS, f"{login.host}:{login.port}: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _log_in(imap: imapclient.IMAPClient, login: Login, settings: Settings) -> None:
+    connection: WireIMAP4 = imap._imap
+    if login.security == "starttls":
+        if connection.state == "AUTH":
+            raise ImapError(
+                Fault.TLS, "the server greets with PREAUTH, which leaves no room for TLS"
+            )
+        if not imap.has_capability("STARTTLS"):
+            raise ImapError(Fault.TLS, "the server does not offer STARTTLS")
+        connection.secure(tls_context(settings.imap_ca_file))
+        imap._cached_capabilities = None
+    if connection.state != "AUTH":
+        _authenticate(imap, login)
+    if imap.has_capability("ID"):
+        with suppress(exceptions.IMAPClientError):
+            imap.id_(IDENTITY)
+
+
+def _authenticate(imap: imapclient.IMAPClient, login: Login) -> None:
+    try:
+        if login.auth == "oauth2":
+            imap.oauth2_login(login.username, login.secret)
+        elif login.username.isascii() and login.secret.isascii():
+            # imaplib quotes the password only; a user name may hold blanks as well.
+            imap.login(imap._imap._quote(login.username), login.secret)
+        else:
+            imap.plain_login(login.username, login.secret)
+    except exceptions.LoginError as error:
+        raise refusal(_scrub(str(error), login.secret), Fault.AUTH_FAILED) from None
+
+
+@contextmanager
+def _translated(secret: str) -> Iterator[None]:
+    """Let only ``ImapError`` out, and no word of the secret, should the server echo it."""
+    try:
+        yield
+    except exceptions.IMAPClientAbortError as error:
+        raise refusal(_scrub(str(error), secret), Fault.CONNECTION_LOST) from None
+    except exceptions.IMAPClientError as error:
+        raise refusal(_scrub(str(error), secret), Fault.REFUSED) from None
+    except (OSError, EOFError) as error:
+        raise ImapError(Fault.CONNECTION_LOST, str(error)) from None
+    except (ValueError, IndexError, TypeError, AssertionError, RecursionError) as error:
+        raise ImapError(Fault.PROTOCOL, f"{type(error).__name__} in the server's answer") from None
+
+
+def _scrub(text: str, secret: str) -> str:
+    return text.replace(secret, "…") if secret else text
+
+
+class Session:
+    """Commands of an authenticated connection. Every method may raise ``ImapError``."""
+
+    def __init__(self, imap: imapclient.IMAPClient, settings: Settings) -> None:
+        self._imap = imap
+        self._settings = settings
+
+    @property
+    def _connection(self) -> WireIMAP4:
+        return self._imap._imap  # type: ignore[no-any-return]
+
+    def supports(self, capability: str) -> bool:
+        with _translated(""):
+            return bool(self._imap.has_capability(capability))
+
+    def list_folders(self) -> tuple[list[Listed], dict[bytes, Status]]:
+        """All folders, and the status of each where one command can tell both (RFC 5819)."""
+        folders: list[Listed] = []
+        statuses: dict[bytes, Status] = {}
+        line = b'LIST "" "*"'
+        if self.supports("LIST-STATUS"):
+            line += b" RETURN (STATUS (UIDNEXT UIDVALIDITY MESSAGES))"
+        for name, words in self._untagged(line):
+            if name == b"LIST":
+                found = responses.listed(words)
+                if found:
+                    folders.append(found)
+            elif name == b"STATUS" and len(words) > 1 and isinstance(words[1], list):
+                statuses[words[0]] = responses.status(words[1])
+        return folders, statuses
+
+    def statuses(self, wire_names: Sequence[bytes]) -> dict[bytes, Status]:
+        """The status of each folder, many commands sent before the first answer is read."""
+        found: dict[bytes, Status] = {}
+        for start in range(0, len(wire_names), PIPELINE):
+            tags = [
+                self._send(b"STATUS " + quote(name) + b" (UIDNEXT UIDVALIDITY MESSAGES)")
+                for name in wire_names[start : start + PIPELINE]
+            ]
+            for tag in tags:
+                with suppress(_Refused):
+                    for name, words in self._answers(tag):
+                        if name == b"STATUS" and len(words) > 1 and isinstance(words[1], list):
+                            found[words[0]] = responses.status(words[1])
+        return found
+
+    def examine(self, wire_name: bytes) -> Status:
+        """Open a folder read-only.
+
+        Raises:
+          ImapError: ``REFUSED`` when it cannot be opened, for instance because it is gone.
+        """
+        found = Status()
+        for name, words in self._untagged(b"EXAMINE " + quote(wire_name)):
+            if name.isdigit() and words and words[0] == b"EXISTS":
+                found.messages = int(name)
+            elif name == b"OK" and len(words) > 1 and isinstance(words[0], bytes):
+                value = (
+                    responses.number(words[1].rstrip(b"]")) if isinstance(words[1], bytes) else None
+                )
+                if words[0].upper() == b"[UIDVALIDITY":
+                    found.uidvalidity = value or None
+                elif words[0].upper() == b"[UIDNEXT":
+                    found.uidnext = value or None
+        return found
+
+    def scan(self, first: int, last: int | None) -> list[Fetched]:
+        """UID, size and arrival of the messages from ``first`` to ``last``, in UID order.
+
+        Parameters:
+          last: ``None`` means the highest. Answers outside the range are dropped: ``n:*`` also
+            gives the last message when it is below ``n`` (RFC 9051, 9, seq-range).
+        """
+        end = b"*" if last is None else str(last).encode()
+        line = b"UID FETCH %d:%s (UID RFC822.SIZE INTERNALDATE)" % (first, end)
+        found: dict[int, Fetched] = {}
+        for answer in self._fetch(line):
+            if answer.uid and answer.uid >= first and (last is None or answer.uid <= last):
+                found.setdefault(answer.uid, answer)
+        return [found[uid] for uid in sorted(found)]
+
+    def bodies(self, uids: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Whole messages, as they come; a UID that the server leaves out is left out here.
+
+        Answers may be spread over several lines, doubled, or belong to other messages
+        (RFC 9051, 7.5.2): only the first body of a UID that was asked for counts.
+        """
+        wanted = set(uids)
+        for answer in self._fetch(b"UID FETCH " + uid_set(uids) + b" (UID BODY.PEEK[])"):
+            if answer.uid in wanted and answer.body is not None:
+                wanted.discard(answer.uid)
+                yield answer.uid, answer.body
+
+    def part(self, uid: int, offset: int, size: int) -> bytes | None:
+        """Up to ``size`` bytes of a message from ``offset``; ``None`` when the server sends none.
+
+        Raises:
+          ImapError: ``PROTOCOL`` when the server answers with another part than was asked for.
+        """
+        line = b"UID FETCH %d (UID BODY.PEEK[]<%d.%d>)" % (uid, offset, size)
+        found: bytes | None = None
+        for answer in self._fetch(line, self._settings.max_message_bytes):
+            if answer.uid != uid or answer.body is None:
+                continue
+            if answer.origin != offset or len(answer.body) > size:
+                raise ImapError(
+                    Fault.PROTOCOL, "the server ignores which part of a message is asked"
+                )
+            found = answer.body
+        return found
+
+    def log_out(self) -> None:
+        """Say good-bye without waiting for the answer."""
+        with suppress(ImapError):
+            self._send(b"LOGOUT")
+
+    def _fetch(self, line: bytes, limit: int | None = None) -> Iterator[Fetched]:
+        for name, words in self._untagged(line, limit):
+            if name.isdigit() and len(words) > 1 and words[0] in (b"FETCH", b"fetch"):
+                if isinstance(words[1], list):
+                    yield responses.fetch(words[1])
+
+    def _untagged(self, line: bytes, limit: int | None = None) -> Iterator[tuple[bytes, list[Any]]]:
+        tag = self._send(line)
+        try:
+            yield from self._answers(tag, limit)
+        except _Refused as refused:
+            raise refusal(refused.text, Fault.REFUSED) from None
+
+    def _send(self, line: bytes) -> bytes:
+        tag: bytes = self._connection._new_tag()  # type: ignore[attr-defined]
+        self._connection.send(tag + b" " + line + b"\r\n")
+        return tag
+
+    def _answers(self, tag: bytes, limit: int | None = None) -> Iterator[tuple[bytes, list[Any]]]:
+        """The untagged answers up to the command's end, as (first word, other words).
+
+        Raises:
+          _Refused: the command ended with NO or BAD.
+        """
+        while True:
+            pieces = self._response(limit or self._settings.max_message_bytes)
+            head = pieces[0]
+            assert isinstance(head, bytes)
+            if head.startswith(b"* "):
+                first, _, rest = head[2:].strip().partition(b" ")
+                word = first.upper()
+                if word == b"BYE":
+                    raise refusal(rest.decode("utf-8", "replace"), Fault.CONNECTION_LOST)
+                if word in (b"OK", b"NO", b"BAD"):
+                    yield word, rest.split(b" ")
+                else:
+                    yield word, responses.tokens([rest, *pieces[1:]])
+            elif head[: len(tag) + 1].upper() == tag.upper() + b" ":
+                verdict, _, text = head[len(tag) + 1 :].strip().partition(b" ")
+                if verdict.upper() != b"OK":
+                    raise _Refused(text.decode("utf-8", "replace"))
+                return
+
+    def _response(self, limit: int) -> list[bytes | Literal]:
+        """One whole response: text and the literals in it."""
+        wire = self._connection.wire
+        pieces: list[bytes | Literal] = []
+        while True:
+            line = wire.readline()
+            literal = LITERAL.search(line)
+            pieces.append(line[: literal.start()] if literal else line)
+            if not literal:
+                return pieces
+            size = int(literal[1])
+            if size > limit:
+                raise ImapError(Fault.PROTOCOL, f"the server announces {size} bytes of text")
+            pieces.append(Literal(wire.read(size)))
+
+
+class _Refused(Exception):
+    """A command that ended with NO or BAD."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def quote(name: bytes) -> bytes:
+    """A folder name as an IMAP quoted string.
+
+    Raises:
+      ImapError: the name holds CR, LF or NUL, which would end the command.
+    """
+    if any(byte in name for byte in (b"\r", b"\n", b"\0")):
+        raise ImapError(Fault.PROTOCOL, "a folder's name holds a line end")
+    return b'"' + name.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+
+
+def uid_set(uids: Sequence[int]) -> bytes:
+    """UIDs as an ascending set with ranges: ``1:3,7``."""
+    ranges: list[list[int]] = []
+    for uid in sorted(uids):
+        if ranges and uid == ranges[-1][1] + 1:
+            ranges[-1][1] = uid
+        else:
+            ranges.append([uid, uid])
+    return ",".join(str(a) if a == b else f"{a}:{b}" for a, b in ranges).encode()

@@ -1,0 +1,168 @@
+"""Bytes from and to the server, bounded in time and size.
+
+The standard library's reader believes a server's word on sizes and waits for as long as one byte
+comes now and then. This one has a total deadline, a read time-out, and limits for a line and for
+a literal, and is put under ``imaplib`` so that every command is read through it.
+"""
+
+import imaplib
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .errors import Fault, ImapError
+
+#: Longest line, in bytes. The longest honest ones are lists of UIDs: a million of them fit.
+LINE_LIMIT = 16_000_000
+#: Bytes asked of the socket at once.
+CHUNK = 262_144
+LITERAL = re.compile(rb"\{(\d{1,20})\+?\}\r?\n\Z")
+
+
+class Wire:
+    """A buffered reader over a connected socket.
+
+    Parameters:
+      sock: the socket; also its time-outs are set here.
+      read_timeout: seconds without a byte after which the server counts as dead.
+      deadline: ``time.monotonic()`` value at which the conversation must be over.
+    """
+
+    def __init__(self, sock: socket.socket, read_timeout: float, deadline: float) -> None:
+        self.sock = sock
+        self.read_timeout = read_timeout
+        self.deadline = deadline
+        self._buffer = bytearray()
+        self._start = 0
+
+    def readline(self, limit: int = LINE_LIMIT) -> bytes:
+        """One line with its line end.
+
+        Raises:
+          ImapError: time-out, closed connection, or a line longer than ``limit`` bytes.
+        """
+        searched = self._start
+        while True:
+            end = self._buffer.find(b"\n", searched)
+            if end >= 0:
+                return self._take(end + 1 - self._start)
+            if len(self._buffer) - self._start > limit:
+                raise ImapError(Fault.PROTOCOL, f"a line is longer than {limit} bytes")
+            pending = len(self._buffer) - self._start
+            self._fill()
+            searched = self._start + pending
+
+    def read(self, size: int) -> bytes:
+        """Exactly ``size`` bytes.
+
+        Raises:
+          ImapError: time-out, or the connection ended before.
+        """
+        while len(self._buffer) - self._start < size:
+            self._fill()
+        return self._take(size)
+
+    def send(self, data: bytes) -> None:
+        self._set_timeout()
+        try:
+            self.sock.sendall(data)
+        except TimeoutError:
+            raise ImapError(Fault.TIMED_OUT, "while sending a command") from None
+        except OSError as error:
+            raise ImapError(Fault.CONNECTION_LOST, str(error)) from None
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._buffer[self._start : self._start + size])
+        self._start += size
+        if self._start == len(self._buffer):
+            self._buffer.clear()
+            self._start = 0
+        return data
+
+    def _fill(self) -> None:
+        if self._start:
+            del self._buffer[: self._start]
+            self._start = 0
+        self._set_timeout()
+        try:
+            data = self.sock.recv(CHUNK)
+        except (TimeoutError, ssl.SSLWantReadError):
+            raise ImapError(Fault.TIMED_OUT, "while waiting for the server") from None
+        except OSError as error:
+            raise ImapError(Fault.CONNECTION_LOST, str(error)) from None
+        if not data:
+            raise ImapError(Fault.CONNECTION_LOST, "in the middle of a conversation")
+        self._buffer += data
+
+    def _set_timeout(self) -> None:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise ImapError(Fault.TIMED_OUT, "the poll's total time is over")
+        self.sock.settimeout(min(self.read_timeout, left))
+
+
+class WireIMAP4(imaplib.IMAP4):
+    """``imaplib`` speaking through a ``Wire`` that the caller has connected.
+
+    Parameters:
+      open_socket: makes the socket (and TLS, when the port asks for it from the first byte).
+      host: the server's name, for certificate checks after STARTTLS.
+      read_timeout, deadline: as for ``Wire``.
+      literal_limit: bytes of a literal that ``imaplib`` may read into memory.
+    """
+
+    def __init__(
+        self,
+        open_socket: Callable[[], socket.socket],
+        host: str,
+        read_timeout: float,
+        deadline: float,
+        literal_limit: int,
+    ) -> None:
+        self._open_socket = open_socket
+        self._read_timeout = read_timeout
+        self._deadline = deadline
+        self._literal_limit = literal_limit
+        super().__init__(host)
+
+    def open(self, host: str = "", port: int = 0, timeout: float | None = None) -> None:
+        self.host, self.port = host, port
+        self.sock = self._open_socket()
+        self.wire = Wire(self.sock, self._read_timeout, self._deadline)
+
+    def read(self, size: int) -> bytes:
+        if size > self._literal_limit:
+            raise ImapError(Fault.PROTOCOL, f"the server announces {size} bytes of text")
+        return self.wire.read(size)
+
+    def readline(self) -> bytes:
+        return self.wire.readline()
+
+    def send(self, data: Any) -> None:
+        self.wire.send(bytes(data))
+
+    def shutdown(self) -> None:
+        self.wire.close()
+
+    def secure(self, context: ssl.SSLContext) -> None:
+        """STARTTLS. Whatever the server said in clear text is forgotten (CVE-2021-38371).
+
+        Raises:
+          ImapError: the server refuses, or TLS fails.
+        """
+        kind, text = self._simple_command("STARTTLS")
+        if kind != "OK":
+            raise ImapError(Fault.TLS, f"STARTTLS refused: {text[0]!r}")
+        self.untagged_responses.clear()
+        try:
+            self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+        except (ssl.SSLError, OSError) as error:
+            raise ImapError(Fault.TLS, str(error)) from None
+        self.wire = Wire(self.sock, self._read_timeout, self._deadline)
+        self._get_capabilities()
