@@ -1,0 +1,132 @@
+"""Delete an account with everything it has: queue entries, rows, and blobs in every store.
+
+The account is fenced when the deletion is asked for, so nothing new can commit. Each step can run
+again; the job's row says which one is next, and stays as the tombstone.
+"""
+
+from datetime import timedelta
+
+import dramatiq
+import redis
+import structlog
+
+from .. import database, runtime
+from ..broker import MAINTENANCE
+from ..models import (
+    EmailAccount,
+    EmailAccountDay,
+    EmailAttachment,
+    EmailFetchFailure,
+    EmailFolder,
+    EmailJob,
+    EmailLocation,
+    EmailRawMessage,
+    JobState,
+)
+from ..queues import forget
+
+log = structlog.get_logger()
+
+#: Seconds that a job's lease holds without progress.
+LEASE = 120
+#: Messages whose rows go in one transaction.
+PAGE = 200
+
+
+@dramatiq.actor(queue_name=MAINTENANCE, priority=10, time_limit=3_600_000)
+def delete_account(job_id: int) -> None:
+    """Run or resume a deletion."""
+    job = _take(job_id)
+    if job is None:
+        return
+    account_id, uuid = job.account_id, job.account_uuid
+    log.info("deleting account", account=uuid, step=job.step)
+    if job.step == "queues":
+        # Redis is a hint: messages of the account that it cannot give up now become no-ops.
+        try:
+            removed = forget(delete_account.broker, account_id, _message_ids(account_id))
+            _progress(job, "messages", queue_entries=removed)
+        except redis.RedisError as error:
+            log.warning("queues not searched", account=uuid, error=str(error))
+            _progress(job, "messages")
+    if job.step == "messages":
+        while _delete_messages(job):
+            pass
+        _progress(job, "account")
+    if job.step == "account":
+        _delete_account_rows(job)
+        _progress(job, "blobs")
+    if job.step == "blobs":
+        # After the rows, so that no row ever points at a blob that is gone.
+        blobs = runtime.storage().delete_account(uuid)
+        _progress(job, "done", blobs=blobs, state=JobState.DONE)
+        log.info("account deleted", account=uuid, counts=job.counts)
+
+
+def _take(job_id: int) -> EmailJob | None:
+    table = EmailJob
+    moment = database.now()
+    with database.transaction():
+        taken = (
+            table.update(lease_until=moment + timedelta(seconds=LEASE), attempts=table.attempts + 1)
+            .where(
+                table.id == job_id,
+                table.state == JobState.RUNNING,
+                table.lease_until.is_null() | (table.lease_until <= moment),
+            )
+            .execute()
+        )
+        return table.get_by_id(job_id) if taken else None
+
+
+def _progress(job: EmailJob, step: str, state: JobState = JobState.RUNNING, **counts: int) -> None:
+    """Commit that a step is done, with what it removed; alone or in the caller's transaction."""
+    moment = database.now()
+    for name, amount in counts.items():
+        job.counts[name] = job.counts.get(name, 0) + amount
+    job.step, job.state, job.updated_at = step, state, moment
+    job.lease_until = moment + timedelta(seconds=LEASE)
+    if state == JobState.DONE:
+        job.finished_at, job.lease_until = moment, None
+    with database.transaction():
+        job.save()
+
+
+def _message_ids(account_id: int) -> set[int]:
+    """Messages of the account that may still be in a queue."""
+    table = EmailRawMessage
+    with database.connected():
+        query = table.select(table.id).where(
+            table.account == account_id, table.status != "processed"
+        )
+        return {message_id for (message_id,) in query.tuples()}
+
+
+def _delete_messages(job: EmailJob) -> bool:
+    """Delete one page of messages with all that hangs on them; false when none is left."""
+    table = EmailRawMessage
+    with database.transaction():
+        ids = [
+            message_id
+            for (message_id,) in table.select(table.id)
+            .where(table.account == job.account_id)
+            .limit(PAGE)
+            .tuples()
+        ]
+        if not ids:
+            return False
+        attachments = EmailAttachment.delete().where(EmailAttachment.message.in_(ids)).execute()
+        locations = EmailLocation.delete().where(EmailLocation.message.in_(ids)).execute()
+        messages = table.delete().where(table.id.in_(ids)).execute()
+        _progress(job, "messages", messages=messages, locations=locations, attachments=attachments)
+    return True
+
+
+def _delete_account_rows(job: EmailJob) -> None:
+    with database.transaction():
+        folders = EmailFolder.select(EmailFolder.id).where(EmailFolder.account == job.account_id)
+        EmailFetchFailure.delete().where(EmailFetchFailure.folder.in_(folders)).execute()
+        count = EmailFolder.delete().where(EmailFolder.account == job.account_id).execute()
+        EmailAccountDay.delete().where(EmailAccountDay.account == job.account_id).execute()
+        EmailAccount.delete().where(EmailAccount.id == job.account_id).execute()
+        job.counts["folders"] = job.counts.get("folders", 0) + count

@@ -1,0 +1,103 @@
+"""Every minute: enqueue what was left behind, and move fallen-back blobs to the object store."""
+
+import dramatiq
+import peewee
+import structlog
+from periodiq import cron
+
+from .. import database, runtime
+from ..blobs import BlobCorrupt, BlobMissing, StorageType
+from ..broker import MAINTENANCE, Queued
+from ..models import EmailAttachment, EmailJob, EmailRawMessage, JobState
+from ..settings import settings
+from .delete import delete_account
+from .process import import_message, process_message
+
+log = structlog.get_logger()
+
+#: Messages enqueued again in one pass, and waiting ones above which the queue is merely busy.
+SWEEP = 1_000
+#: Blobs moved in one page.
+PAGE = 100
+
+
+@dramatiq.actor(queue_name=MAINTENANCE, priority=-5, periodic=cron("* * * * *"))
+def sweep() -> None:
+    """Enqueue stored messages and running jobs that nothing works on any more.
+
+    A row with status ``stored`` is the outbox entry; this makes up for every message that Redis,
+    a worker or a dashboard lost. A queue with a long backlog is busy, not lost, and left alone.
+    """
+    broker = process_message.broker
+    messages: list[Queued] = []
+    for message in EmailRawMessage.lost(SWEEP):
+        actor = import_message if message.imported else process_message
+        messages.append((actor.message(message.id), None))
+    lanes = {message.queue_name for message, _ in messages}
+    busy = {lane for lane in lanes if broker.do_qsize(lane) > SWEEP}
+    messages = [(message, delay) for message, delay in messages if message.queue_name not in busy]
+    if messages:
+        ids = [message.args[0] for message, _ in messages]
+        EmailRawMessage.postpone(ids, settings().sweep_after)
+        log.info("swept", messages=len(messages))
+    with database.connected():
+        jobs = EmailJob.select().where(
+            EmailJob.state == JobState.RUNNING,
+            EmailJob.lease_until.is_null() | (EmailJob.lease_until <= database.now()),
+        )
+        messages += [(delete_account.message(job.id), None) for job in jobs]
+    if messages:
+        broker.enqueue_all(messages)
+
+
+@dramatiq.actor(
+    queue_name=MAINTENANCE, priority=0, periodic=cron("* * * * *"), max_retries=0, time_limit=55_000
+)
+def drain_fallback() -> None:
+    """Move blobs that fell back to local files into the object store, until none is left.
+
+    Each step leaves the blob readable: put and verify, commit the rows, then remove the local copy.
+    """
+    storage = runtime.storage()
+    if not storage.has_object_store or storage.circuit_open:
+        return
+    moved = 0
+    for table in (EmailRawMessage, EmailAttachment):
+        last = 0
+        while page := _page(table, last):
+            for row in page:
+                try:
+                    if not _move(row.account_id, row.storage_key, row.size, row.sha256):
+                        return
+                    moved += 1
+                except (BlobMissing, BlobCorrupt) as error:
+                    log.error("blob cannot be moved", key=row.storage_key, error=str(error))
+            last = page[-1].id
+    if moved:
+        log.info("moved to the object store", blobs=moved)
+
+
+def _page(table: type[peewee.Model], last: int) -> list[peewee.Model]:
+    with database.connected():
+        return list(
+            table.select(table.id, table.account, table.storage_key, table.size, table.sha256)
+            .where(table.storage_type == StorageType.LOCAL, table.id > last)
+            .order_by(table.id)
+            .limit(PAGE)
+        )
+
+
+def _move(account_id: int, key: str, size: int, sha256: str) -> bool:
+    """Move one blob, whatever number of rows point at it; false when the store is away again."""
+    storage = runtime.storage()
+    if not storage.move_to_primary(key, size, sha256):
+        return False
+    with database.transaction():
+        for table in (EmailRawMessage, EmailAttachment):
+            table.update(storage_type=StorageType.OSS).where(
+                table.account == account_id,
+                table.sha256 == sha256,
+                table.storage_type == StorageType.LOCAL,
+            ).execute()
+    storage.delete([key], StorageType.LOCAL)
+    return True

@@ -1,0 +1,186 @@
+"""Poll one account: lease it, open one connection, bring in its mail, write down how it went."""
+
+import random
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import dramatiq
+import redis
+import structlog
+
+from .. import accounts, database, runtime
+from ..blobs import StoreUnavailable
+from ..broker import BACKFILL, POLL, Queued
+from ..imap import Fault, ImapError, connect
+from ..middleware.rate_limit import Limit
+from ..models import AccountState, EmailAccount, EmailFolder, LeaseLost
+from ..settings import settings
+from ..sync import LEASE, AccountSync, Outcome
+from .process import import_message, process_message
+
+log = structlog.get_logger()
+
+#: Refused logins in a row after which no more are tried: providers lock accounts that go on.
+AUTH_ATTEMPTS = 3
+#: Longest pause, in seconds, after a failed poll.
+BACKOFF_MAX = 3_600
+#: An account polled more often than the scheduler ticks enqueues its next poll itself.
+TICK = 60
+
+
+class ImapLimits:
+    """Connections and logins per IMAP host, over all processes."""
+
+    def of(self, account_id: int, *_: Any) -> Sequence[Limit]:
+        with database.connected():
+            account = EmailAccount.get_or_none(EmailAccount.id == account_id)
+        if account is None:
+            return ()
+        config = settings()
+        host = account.host.lower()
+        return (
+            Limit(host, "slots", config.imap_host_connections, config.poll_deadline + 60),
+            Limit(host, "rate", config.imap_host_logins_per_minute, 60),
+        )
+
+    def postponed(self, seconds: float, account_id: int, *_: Any) -> None:
+        with database.transaction(durable=False):
+            start = database.now() + timedelta(seconds=seconds)
+            EmailAccount.mark_queued([account_id], start)
+
+
+limits = ImapLimits()
+
+
+@dramatiq.actor(queue_name=POLL, priority=0, limits=limits, notify_shutdown=True)
+def poll_account(account_id: int, due: int | None = None) -> None:
+    """Poll an account if it is due; ``due`` is the time (ms) that this message was sent for."""
+    poll(account_id, due)
+
+
+@dramatiq.actor(queue_name=BACKFILL, priority=50, limits=limits, notify_shutdown=True)
+def continue_import(account_id: int) -> None:
+    """Go on with an account whose mail did not fit into one time slice."""
+    poll(account_id, None)
+
+
+def poll(account_id: int, due: int | None) -> None:
+    """One poll from lease to release. Runs twice, late or never without harm."""
+    account = EmailAccount.lease(account_id, due, LEASE)
+    if account is None:
+        return
+    started = time.monotonic()
+    columns: dict[str, Any] = {"last_error_kind": "internal_error"}
+    outcome = Outcome()
+    try:
+        outcome = _synchronise(account)
+        columns = _success(account)
+    except LeaseLost:
+        log.info("poll ended: the account was taken, paused or deleted", account=account.uuid)
+        _undo_if_deleted(account)
+        return
+    except (ImapError, StoreUnavailable) as error:
+        columns = _failure(account, error)
+        log.warning("poll failed", account=account.uuid, reason=str(error))
+    finally:
+        account.release(last_poll_ms=int((time.monotonic() - started) * 1_000), **columns)
+    _follow_up(account, outcome)
+
+
+def _synchronise(account: EmailAccount) -> Outcome:
+    config = settings()
+    # Never longer than the interval: new mail is looked for at the start of each slice.
+    until = time.monotonic() + min(config.poll_slice, account.poll_interval)
+    with connect(accounts.login_of(account), config, config.poll_deadline) as session:
+        sync = AccountSync(account, session, runtime.storage(), config, announce, until)
+        return sync.run()
+
+
+def announce(message_ids: Sequence[int], imported: bool) -> None:
+    """Enqueue the processing of committed messages. If that fails, the sweeper does it."""
+    actor = import_message if imported else process_message
+    messages: list[Queued] = [(actor.message(message_id), None) for message_id in message_ids]
+    try:
+        actor.broker.enqueue_all(messages)
+    except redis.RedisError as error:
+        log.warning("not enqueued; the sweeper will", messages=len(messages), error=str(error))
+
+
+def _success(account: EmailAccount) -> dict[str, Any]:
+    columns: dict[str, Any] = {
+        "last_success_at": database.now(),
+        "failures": 0,
+        "auth_failures": 0,
+        "last_error": None,
+        "last_error_kind": None,
+    }
+    if account.imported_at is None and _imported(account):
+        columns["imported_at"] = columns["last_success_at"]
+    return columns
+
+
+def _imported(account: EmailAccount) -> bool:
+    table = EmailFolder
+    with database.connected():
+        open_windows = table.select().where(
+            table.account == account,
+            table.gone_at.is_null(),
+            table.last_error.is_null(),
+            table.low.is_null() | (table.low > 1),
+        )
+        wanted = account.folders
+        return not any(wanted is None or folder.name in wanted for folder in open_windows)
+
+
+def _failure(account: EmailAccount, error: ImapError | StoreUnavailable) -> dict[str, Any]:
+    """The columns of a failed poll: what happened, and when to try again."""
+    moment = database.now()
+    failures = account.failures + 1
+    columns: dict[str, Any] = {
+        "failures": failures,
+        "last_error": str(error),
+        "last_error_kind": error.fault if isinstance(error, ImapError) else "storage_unavailable",
+        "last_error_at": moment,
+    }
+    if isinstance(error, ImapError) and error.fault is Fault.AUTH_FAILED:
+        columns["auth_failures"] = account.auth_failures + 1
+        if columns["auth_failures"] >= AUTH_ATTEMPTS:
+            columns["state"] = AccountState.AUTH_FAILED
+    pause = min(BACKOFF_MAX, account.poll_interval * 2 ** min(failures - 1, 12))
+    # Spread, so that the accounts of one failed host do not come back together.
+    pause = getattr(error, "retry_after", None) or pause * random.uniform(0.8, 1.2)  # noqa: S311
+    columns["next_poll_at"] = moment + timedelta(seconds=max(pause, 5))
+    return columns
+
+
+def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
+    """Enqueue what follows at once: the rest of the import, or the next poll of a short interval."""
+    messages: list[Queued] = []
+    if outcome.unfinished:
+        messages.append((continue_import.message(account.id), None))
+    with database.connected():
+        account = EmailAccount.get_or_none(EmailAccount.id == account.id)
+    moment = database.now()
+    if account and account.state == AccountState.ACTIVE and account.poll_interval < TICK:
+        ahead = account.next_poll_at - moment
+        if account.queued_until is None and ahead < timedelta(seconds=TICK):
+            with database.transaction(durable=False):
+                EmailAccount.mark_queued([account.id], account.next_poll_at)
+            delay = max(1, int(ahead.total_seconds() * 1_000))
+            messages.append((poll_account.message(account.id, account.due), delay))
+    if not messages:
+        return
+    try:
+        poll_account.broker.enqueue_all(messages)
+    except redis.RedisError as error:
+        log.warning("not enqueued; the next tick will", error=str(error))
+
+
+def _undo_if_deleted(account: EmailAccount) -> None:
+    """Remove blobs that were put after a deletion had already emptied the stores."""
+    with database.connected():
+        row = EmailAccount.get_or_none(EmailAccount.id == account.id)
+    if row is None or row.state == AccountState.DELETING:
+        runtime.storage().delete_account(account.uuid)

@@ -1,0 +1,48 @@
+"""Every minute: enqueue the polls that fall due before the next tick."""
+
+import random
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import dramatiq
+from periodiq import cron
+
+from .. import database
+from ..broker import MAINTENANCE, Queued
+from ..models import EmailAccount
+from .poll import poll_account
+
+#: A tick looks this far ahead, so that no poll waits for the next one.
+HORIZON = timedelta(seconds=65)
+#: Accounts claimed in one statement.
+CLAIM = 1_000
+
+
+@dramatiq.actor(queue_name=MAINTENANCE, priority=-10, periodic=cron("* * * * *"))
+def schedule_polls() -> None:
+    """Claim due accounts and enqueue their polls, each at its own time.
+
+    The claim decides what is enqueued, so two schedulers at once do no harm. Should the process
+    die between claim and enqueue, the claim lapses and a later tick takes it up.
+    """
+    while accounts := EmailAccount.claim_due(HORIZON, CLAIM):
+        enqueue_polls(accounts, database.now())
+        if len(accounts) < CLAIM:
+            return
+
+
+def enqueue_polls(accounts: Sequence[EmailAccount], moment: datetime) -> None:
+    """Send the polls of claimed accounts in one round trip."""
+    messages: list[Queued] = [
+        (poll_account.message(account.id, account.due), _delay(account, moment))
+        for account in accounts
+    ]
+    poll_account.broker.enqueue_all(messages)
+
+
+def _delay(account: EmailAccount, moment: datetime) -> int:
+    """Milliseconds from now until the poll; those long overdue are spread, not sent all at once."""
+    ahead = (account.next_poll_at - moment).total_seconds()
+    if ahead < -HORIZON.total_seconds():
+        ahead = random.uniform(0, min(account.poll_interval, 30))  # noqa: S311
+    return max(0, int(ahead * 1_000))

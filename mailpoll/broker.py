@@ -1,0 +1,113 @@
+"""The queue: Dramatiq on Redis or Valkey, with mailpoll's middleware.
+
+Redis is only a hint of work; the database knows what is to be done. So everything here may be
+lost, doubled or late, and messages carry ids and nothing else.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+import dramatiq
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.common import current_millis, dq_name
+from dramatiq.middleware import Retries, ShutdownNotifications, TimeLimit
+from periodiq import PeriodiqMiddleware
+
+from .middleware.rate_limit import RateLimit
+from .middleware.task_stats import TaskStats
+from .settings import Settings
+
+#: New mail, imports, and everything else never wait behind each other.
+POLL, BACKFILL = "poll", "backfill"
+PROCESS, IMPORT, MAINTENANCE = "process", "import", "maintenance"
+POLLER_QUEUES = (POLL, BACKFILL)
+WORKER_QUEUES = (PROCESS, IMPORT, MAINTENANCE)
+
+#: Milliseconds. A tick is late when the queue is; the database decides what is due, not the tick.
+TICK_PATIENCE = 300
+RETRIES = 3
+#: In a million commands. Dead workers' messages come back sooner than by Dramatiq's default.
+MAINTENANCE_CHANCE = 50_000
+
+Queued = tuple[dramatiq.Message[Any], int | None]
+
+
+class Broker(RedisBroker):
+    """``RedisBroker`` that can send many messages in one round trip."""
+
+    def enqueue_all(self, messages: Sequence[Queued]) -> None:
+        """Send messages, each with a delay in milliseconds or ``None``."""
+        dispatch = self.scripts["dispatch"]
+        pipeline = self.client.pipeline(transaction=False)
+        for original, delay in messages:
+            message = original.copy(options={"redis_message_id": str(uuid4())})
+            queue = message.queue_name
+            if delay:
+                queue = dq_name(queue)
+                message = message.copy(queue_name=queue, options={"eta": current_millis() + delay})
+            args = [
+                "enqueue",
+                current_millis(),
+                queue,
+                self.broker_id,
+                self.heartbeat_timeout,
+                self.dead_message_ttl,
+                0,
+                self._max_unpack_size(),
+                message.options["redis_message_id"],
+                message.encode(),
+            ]
+            dispatch(args=args, keys=[self.namespace], client=pipeline)
+        pipeline.execute()
+
+
+def redis_client(settings: Settings) -> "redis.Redis[bytes]":
+    """A client whose every wait is bounded, in seconds."""
+    return redis.Redis.from_url(
+        settings.redis,
+        socket_connect_timeout=5,
+        socket_timeout=10,
+        health_check_interval=30,
+    )
+
+
+def make_broker(settings: Settings) -> Broker:
+    """The broker of this process. Connects at first use."""
+    client = redis_client(settings)
+    broker = Broker(
+        client=client,
+        namespace="mailpoll",
+        maintenance_chance=MAINTENANCE_CHANCE,
+        middleware=[
+            TimeLimit(time_limit=(settings.poll_deadline + 60) * 1_000),
+            ShutdownNotifications(),
+            RateLimit(client),
+            Retries(max_retries=RETRIES, min_backoff=1_000, max_backoff=60_000),
+            PeriodiqMiddleware(skip_delay=TICK_PATIENCE),
+            TaskStats(client),
+        ],
+    )
+    for queue in (*POLLER_QUEUES, *WORKER_QUEUES):
+        broker.declare_queue(queue)
+    return broker
+
+
+def wait_for_redis(settings: Settings, seconds: float) -> None:
+    """Return when Redis answers.
+
+    Raises:
+      redis.RedisError: it did not within ``seconds``.
+    """
+    client = redis_client(settings)
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            client.ping()
+            return
+        except redis.RedisError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.1)

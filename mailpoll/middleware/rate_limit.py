@@ -1,0 +1,126 @@
+"""Rate limits as an actor option: a message that must wait goes back to the queue with a delay.
+
+Waiting costs no worker thread and no retry. Slots are leases with an end, so those of a killed
+process free themselves. When Redis does not answer, nothing is limited: it is only a hint.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import redis
+import structlog
+from dramatiq import Broker, Message, Middleware
+from dramatiq.middleware import SkipMessage
+
+log = structlog.get_logger()
+
+#: KEYS: per limit its key. ARGV: member, then per limit kind, size and seconds.
+#: Answers 0 when all limits have room (and takes them), else the milliseconds to wait.
+ACQUIRE = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for i, key in ipairs(KEYS) do
+  local kind, size, span = ARGV[3*i-1], tonumber(ARGV[3*i]), tonumber(ARGV[3*i+1]) * 1000
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+  if redis.call('ZCARD', key) >= size then
+    local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+    if kind == 'rate' then return math.max(1, tonumber(first[2]) - now) end
+    return 1000
+  end
+end
+for i, key in ipairs(KEYS) do
+  local span = tonumber(ARGV[3*i+1]) * 1000
+  redis.call('ZADD', key, now + span, ARGV[1])
+  redis.call('PEXPIRE', key, span)
+end
+return 0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most ``size`` at once (``kind`` "slots") or per ``seconds`` (``kind`` "rate").
+
+    For slots, ``seconds`` is when a slot that was never given back frees itself.
+    """
+
+    key: str
+    kind: str
+    size: int
+    seconds: int
+
+
+class Limits(Protocol):
+    """What the ``limits`` option of an actor holds."""
+
+    def of(self, *args: Any) -> Sequence[Limit]:
+        """The limits for a message with these arguments."""
+
+    def postponed(self, seconds: float, *args: Any) -> None:
+        """Called when a message with these arguments was put off."""
+
+
+class RateLimit(Middleware):
+    """Checks the ``limits`` option of an actor before each message.
+
+    Parameters:
+      client: the Redis client that holds the limits of all processes.
+    """
+
+    def __init__(self, client: "redis.Redis[bytes]") -> None:
+        self._client = client
+        self._acquire = client.register_script(ACQUIRE)
+        self._held: dict[str, list[str]] = {}
+
+    @property
+    def actor_options(self) -> set[str]:
+        return {"limits"}
+
+    def before_process_message(self, broker: Broker, message: Message[Any]) -> None:
+        rules: Limits | None = broker.get_actor(message.actor_name).options.get("limits")
+        if rules is None:
+            return
+        limits = rules.of(*message.args)
+        wait = self._take(limits, message.message_id) if limits else 0
+        if not wait:
+            return
+        # Some spread, so that those that wait do not come back all at once.
+        delay = int(wait * random.uniform(1.0, 1.5))  # noqa: S311
+        broker.enqueue(message.copy(), delay=delay)
+        rules.postponed(delay / 1_000, *message.args)
+        raise SkipMessage("waits for a rate limit")
+
+    def after_process_message(
+        self,
+        broker: Broker,  # noqa: ARG002
+        message: Message[Any],
+        *,
+        result: Any = None,  # noqa: ARG002
+        exception: BaseException | None = None,  # noqa: ARG002
+    ) -> None:
+        keys = self._held.pop(message.message_id, ())
+        try:
+            for key in keys:
+                self._client.zrem(key, message.message_id)
+        except redis.RedisError as error:
+            log.warning("rate limit slot not given back; it frees itself", error=str(error))
+
+    after_skip_message = after_process_message
+
+    def _take(self, limits: Sequence[Limit], member: str) -> int:
+        """Milliseconds to wait; 0 means taken."""
+        keys = [f"mailpoll:limit:{limit.kind}:{limit.key}" for limit in limits]
+        args: list[str | int] = [member]
+        for limit in limits:
+            args += [limit.kind, limit.size, limit.seconds]
+        try:
+            wait = int(self._acquire(keys=keys, args=args))
+        except redis.RedisError as error:
+            log.warning("rate limits are off: Redis does not answer", error=str(error))
+            return 0
+        if not wait:
+            slots = zip(keys, limits, strict=True)
+            self._held[member] = [key for key, limit in slots if limit.kind == "slots"]
+        return wait
