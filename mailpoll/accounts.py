@@ -1,0 +1,310 @@
+"""What people do to accounts: add, change, test, pause, delete. The API and the CLI share it."""
+
+import ipaddress
+import uuid as uuids
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import peewee
+
+from . import database, runtime
+from .crypto import DecryptionError
+from .imap import Fault, ImapError, Login, connect, hosts, providers, selectable
+from .models import AccountState, EmailAccount, EmailJob, EmailRawMessage, MessageStatus
+from .settings import settings
+
+#: Seconds that the login before saving may take, all in.
+TEST_TIMEOUT = 30
+#: Characters of a host name (RFC 1035).
+MAX_HOST = 253
+#: Which field a person should look at when the login fails.
+FIELD_OF_FAULT = {
+    Fault.AUTH_FAILED: "password",
+    Fault.BLOCKED_HOST: "host",
+    Fault.UNREACHABLE: "host",
+    Fault.TIMED_OUT: "host",
+    Fault.TLS: "security",
+}
+
+
+class AccountError(Exception):
+    """An account cannot be added or changed as asked.
+
+    Parameters:
+      field: the field to look at.
+      reason: what is wrong with it, in words.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        self.field = field
+        self.reason = reason
+        super().__init__(f"{field}: {reason}")
+
+
+class AccountExists(AccountError):
+    """The address is polled already."""
+
+
+class AccountGone(Exception):
+    """The account was deleted while something was being done to it."""
+
+
+def credential_context(uuid: str) -> str:
+    """What a credential's ciphertext is bound to."""
+    return f"{uuid}:credential"
+
+
+def login_of(account: EmailAccount) -> Login:
+    """How to log in to an account, with its credential decrypted.
+
+    Raises:
+      DecryptionError: no key of the ring opens the credential.
+    """
+    secret = runtime.keyring().decrypt(account.credential, credential_context(account.uuid))
+    return Login(
+        account.host, account.port, account.security, account.username, account.auth, secret
+    )
+
+
+def find(uuid: str) -> EmailAccount | None:
+    """The account with this public id, unless it is being deleted."""
+    with database.connected():
+        return EmailAccount.visible().where(EmailAccount.uuid == uuid).get_or_none()  # type: ignore[no-any-return]
+
+
+def check_login(login: Login, folders: Sequence[str] | None) -> list[str]:
+    """Log in and list the folders; nothing is changed anywhere.
+
+    Raises:
+      AccountError: the server cannot be polled like this; names the field to look at.
+    """
+    _check_place(login.host, login.port)
+    try:
+        with connect(login, settings(), TEST_TIMEOUT) as session:
+            names = [folder.name for folder in selectable(*session.list_folders())]
+    except ImapError as error:
+        raise AccountError(FIELD_OF_FAULT.get(error.fault, "host"), str(error)) from None
+    for name in folders or ():
+        if name not in names:
+            raise AccountError("folders", f"the mailbox has no folder {name!r}")
+    return names
+
+
+def test_login(account: EmailAccount) -> list[str]:
+    """Log in as polls do, and list the folders.
+
+    Raises:
+      AccountError: it does not work; names the field to look at.
+    """
+    return check_login(_with_secret(account, None), account.folders)
+
+
+def _check_place(host: str, port: int) -> None:
+    """Refuse what no poll would connect to. Names are looked up, and checked, at each connect."""
+    if port not in settings().imap_ports:
+        allowed = ", ".join(map(str, settings().imap_ports))
+        raise AccountError("port", f"should be one of {allowed} (MAILPOLL_IMAP_PORTS)")
+    if len(host) > MAX_HOST:
+        raise AccountError("host", f"should have at most {MAX_HOST} characters")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return
+    if not hosts.permitted(address, settings().imap_allowed_networks):
+        raise AccountError(
+            "host",
+            "is a private or loopback address; MAILPOLL_IMAP_ALLOWED_NETWORKS can allow it",
+        )
+
+
+def _with_secret(account: EmailAccount, password: str | None) -> Login:
+    if password is not None:
+        return Login(
+            account.host, account.port, account.security, account.username, account.auth, password
+        )
+    try:
+        return login_of(account)
+    except DecryptionError as error:
+        raise AccountError("password", f"{error}: give it again") from None
+
+
+def create(
+    *,
+    address: str,
+    password: str,
+    host: str | None = None,
+    port: int | None = None,
+    security: str = "tls",
+    username: str | None = None,
+    auth: str = "password",
+    folders: list[str] | None = None,
+    poll_interval: int | None = None,
+    import_since: datetime | None = None,
+    test: bool = True,
+) -> EmailAccount:
+    """Add a mailbox, due for its first poll at once.
+
+    Raises:
+      AccountError: a field does not work; nothing was saved.
+      AccountExists: the address is there already.
+    """
+    host = host or providers.imap_host(address)
+    port = port or providers.PORTS[security]
+    login = Login(host, port, security, username or address, auth, password)
+    with database.connected():
+        if EmailAccount.visible().where(EmailAccount.address == address).exists():
+            raise AccountExists("address", "there is an account with this address")
+    _check_place(host, port)
+    if test:
+        check_login(login, folders)
+    uuid = str(uuids.uuid4())
+    moment = database.now()
+    try:
+        with database.transaction():
+            account = EmailAccount.create(
+                uuid=uuid,
+                address=address,
+                host=host,
+                port=port,
+                security=security,
+                username=login.username,
+                auth=auth,
+                credential=runtime.keyring().encrypt(password, credential_context(uuid)),
+                folders=folders,
+                poll_interval=poll_interval or settings().poll_interval,
+                import_since=import_since,
+                next_poll_at=moment,
+                # The caller enqueues the first poll; if that is lost, a tick finds it overdue.
+                queued_until=moment + timedelta(minutes=2),
+                created_at=moment,
+                updated_at=moment,
+            )
+    except peewee.IntegrityError:
+        raise AccountExists("address", "there is an account with this address") from None
+    return account  # type: ignore[no-any-return]
+
+
+def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> EmailAccount:
+    """Change the given fields; a new login is tried before it is saved.
+
+    Raises:
+      AccountError: a field does not work; nothing was changed.
+    """
+    fields = dict(fields)
+    password = fields.pop("password", None)
+    login_fields = {"host", "port", "security", "username", "auth"} & fields.keys()
+    for name, value in fields.items():
+        setattr(account, name, value)
+    if login_fields:
+        _check_place(account.host, account.port)
+    if test and (password or login_fields or "folders" in fields):
+        check_login(_with_secret(account, password), account.folders)
+    if password:
+        context = credential_context(account.uuid)
+        fields["credential"] = runtime.keyring().encrypt(password, context)
+    moment = database.now()
+    if password or login_fields:
+        fields |= {"failures": 0, "auth_failures": 0, "next_poll_at": moment}
+        if account.state == AccountState.AUTH_FAILED:
+            fields["state"] = AccountState.ACTIVE
+    elif "poll_interval" in fields:
+        fields["next_poll_at"] = moment
+    return _update(account, fields)
+
+
+def pause(account: EmailAccount) -> EmailAccount:
+    """Stop polling. A poll that is running cannot commit any more."""
+    return _update(
+        account,
+        {
+            "state": AccountState.PAUSED,
+            "lease_token": EmailAccount.lease_token + 1,
+            "lease_until": None,
+        },
+    )
+
+
+def resume(account: EmailAccount) -> EmailAccount:
+    """Poll again, at once; also after refused logins."""
+    return _update(
+        account,
+        {
+            "state": AccountState.ACTIVE,
+            "failures": 0,
+            "auth_failures": 0,
+            "next_poll_at": database.now(),
+        },
+    )
+
+
+def expect_poll(account: EmailAccount) -> None:
+    """Make an account due now and note that its poll is in the queue."""
+    moment = database.now()
+    _update(account, {"next_poll_at": moment, "queued_until": moment + timedelta(minutes=2)})
+
+
+def _update(account: EmailAccount, fields: dict[str, Any]) -> EmailAccount:
+    table = EmailAccount
+    with database.transaction():
+        changed = (
+            table.update(**fields, updated_at=database.now())
+            .where(table.id == account.id, table.state != AccountState.DELETING)
+            .execute()
+        )
+        if not changed:
+            raise AccountGone(account.uuid)
+        return table.get_by_id(account.id)  # type: ignore[no-any-return]
+
+
+def delete(uuid: str) -> EmailJob | None:
+    """Fence an account and start its deletion, or find the deletion that was started before.
+
+    From here on nothing of the account can be read or committed; its address, user name and
+    credential are gone at once. ``None``: there never was such an account.
+    """
+    moment = database.now()
+    table = EmailAccount
+    with database.transaction():
+        job = EmailJob.get_or_none(EmailJob.account_uuid == uuid)
+        if job is not None:
+            return job  # type: ignore[no-any-return]
+        account = table.get_or_none(table.uuid == uuid)
+        if account is None:
+            return None
+        fenced = table.update(
+            state=AccountState.DELETING,
+            address=f"deleted:{uuid}",
+            username="",
+            credential="",
+            last_error=None,
+            lease_token=table.lease_token + 1,
+            lease_until=None,
+            updated_at=moment,
+        ).where(table.id == account.id, table.state != AccountState.DELETING)
+        if not fenced.execute():  # another request was first, and has made the job by now
+            return EmailJob.get_or_none(EmailJob.account_uuid == uuid)  # type: ignore[no-any-return]
+        return EmailJob.create(  # type: ignore[no-any-return]
+            uuid=str(uuids.uuid4()),
+            kind="delete_account",
+            account_uuid=uuid,
+            account_id=account.id,
+            step="queues",
+            counts={},
+            created_at=moment,
+            updated_at=moment,
+        )
+
+
+def replay(message: EmailRawMessage) -> bool:
+    """Make a failed message ready to be processed again; false when it has not failed."""
+    table = EmailRawMessage
+    with database.transaction():
+        changed = (
+            table.update(
+                status=MessageStatus.STORED, attempts=0, error=None, next_attempt_at=database.now()
+            )
+            .where(table.id == message.id, table.status == MessageStatus.FAILED)
+            .execute()
+        )
+    return bool(changed)

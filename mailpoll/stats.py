@@ -1,0 +1,199 @@
+"""Figures about accounts, kept by counters: their cost does not grow with the stored mail."""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from peewee import fn
+
+from . import database, runtime
+from .blobs import StorageType
+from .models import (
+    AccountState,
+    EmailAccount,
+    EmailAccountDay,
+    EmailAttachment,
+    EmailFetchFailure,
+    EmailFolder,
+    EmailRawMessage,
+    MessageStatus,
+)
+
+#: Days of the chart.
+DAYS = 30
+#: Unfetched messages that are listed.
+LISTED = 100
+SUMS = ("messages", "bytes", "attachments", "attachment_bytes", "failures")
+
+
+def account_stats(account: EmailAccount) -> dict[str, Any]:
+    """Everything about one account, as ``AccountStats`` of the API."""
+    with database.connected():
+        totals = _totals([account.id])
+        return {
+            "account_id": account.uuid,
+            "address": account.address,
+            "state": account.state,
+            **{name: totals[name] for name in SUMS if name != "failures"},
+            "by_status": _by_status(totals["messages"], [account.id]),
+            "by_storage_type": _by_storage_type(
+                totals["messages"] + totals["attachments"], [account.id]
+            ),
+            "folders": _folders(account),
+            "days": _days([account.id]),
+            "unfetched": _unfetched(account),
+            "last_poll_at": account.last_poll_at,
+            "last_success_at": account.last_success_at,
+            "next_poll_at": account.next_poll_at,
+            "imported_at": account.imported_at,
+            "lateness_ms": account.last_lateness_ms,
+            "poll_duration_ms": account.last_poll_ms,
+            "last_error": account.last_error,
+            "last_error_kind": account.last_error_kind,
+        }
+
+
+def overall_stats() -> dict[str, Any]:
+    """Everything about all accounts together, as ``Stats`` of the API."""
+    storage = runtime.storage()
+    with database.connected():
+        totals = _totals(None)
+        return {
+            "accounts": _accounts_by_state(),
+            **{name: totals[name] for name in SUMS if name != "failures"},
+            "by_status": _by_status(totals["messages"], None),
+            "by_storage_type": _by_storage_type(totals["messages"] + totals["attachments"], None),
+            "unfetched": _unfetched_by_verdict(),
+            "late_accounts": _late_accounts(),
+            "oldest_pending_seconds": _oldest_pending(),
+            "storage": str(storage.primary_type),
+            "storage_circuit_open": storage.circuit_open,
+            "days": _days(None),
+        }
+
+
+def _of(table: Any, ids: Sequence[int] | None) -> Any:
+    return True if ids is None else table.account.in_(ids)
+
+
+def _totals(ids: Sequence[int] | None) -> dict[str, int]:
+    day = EmailAccountDay
+    sums = [fn.COALESCE(fn.SUM(getattr(day, name)), 0) for name in SUMS]
+    row = day.select(*sums).where(_of(day, ids)).tuples().get()
+    return dict(zip(SUMS, (int(value) for value in row), strict=True))
+
+
+def _by_status(messages: int, ids: Sequence[int] | None) -> dict[str, int]:
+    """Unfinished messages are counted from their small index; the rest is processed."""
+    table = EmailRawMessage
+    query = (
+        table.select(table.status, fn.COUNT(table.id))
+        .where(table.status != MessageStatus.PROCESSED, _of(table, ids))
+        .group_by(table.status)
+    )
+    unfinished = dict(query.tuples())
+    stored = unfinished.get(MessageStatus.STORED, 0)
+    failed = unfinished.get(MessageStatus.FAILED, 0)
+    return {"stored": stored, "processed": max(0, messages - stored - failed), "failed": failed}
+
+
+def _by_storage_type(blobs: int, ids: Sequence[int] | None) -> dict[str, int]:
+    """Rows that point at each store; those in local files stand in an index of their own."""
+    if not runtime.storage().has_object_store:
+        return {"local": blobs, "oss": 0}
+    local = 0
+    for table in (EmailRawMessage, EmailAttachment):
+        query = table.select(fn.COUNT(table.id))
+        local += query.where(table.storage_type == StorageType.LOCAL, _of(table, ids)).scalar()
+    return {"local": local, "oss": max(0, blobs - local)}
+
+
+def _folders(account: EmailAccount) -> list[dict[str, Any]]:
+    table = EmailFolder
+    failure = EmailFetchFailure
+    unfetched = dict(
+        failure.select(failure.folder, fn.COUNT(failure.id))
+        .join(table)
+        .where(table.account == account)
+        .group_by(failure.folder)
+        .tuples()
+    )
+    rows = table.select().where(table.account == account, table.gone_at.is_null())
+    return [
+        {
+            "name": folder.name,
+            "special_use": folder.special_use,
+            "messages": folder.messages,
+            "bytes": folder.bytes,
+            "server_messages": folder.server_messages,
+            "imported": folder.imported,
+            "unfetched": unfetched.get(folder.id, 0),
+            "last_error": folder.last_error,
+        }
+        for folder in rows.order_by(table.id)
+        if account.folders is None or folder.name in account.folders
+    ]
+
+
+def _days(ids: Sequence[int] | None) -> list[dict[str, Any]]:
+    """The latest days with mail, oldest first."""
+    day = EmailAccountDay
+    sums = [fn.SUM(getattr(day, name)).alias(name) for name in SUMS]
+    query = (
+        day.select(day.day, *sums).where(_of(day, ids)).group_by(day.day).order_by(day.day.desc())
+    )
+    rows = query.limit(DAYS).dicts()
+    return [
+        {"day": row["day"], **{name: int(row[name]) for name in SUMS}}
+        for row in reversed(list(rows))
+    ]
+
+
+def _unfetched(account: EmailAccount) -> list[dict[str, Any]]:
+    table = EmailFetchFailure
+    query = (
+        table.select(table, EmailFolder.name)
+        .join(EmailFolder)
+        .where(EmailFolder.account == account)
+        .order_by(table.id.desc())
+        .limit(LISTED)
+    )
+    return [
+        {
+            "folder": row.folder.name,
+            "uid": row.uid,
+            "verdict": row.verdict,
+            "reason": row.reason,
+            "attempts": row.attempts,
+            "next_attempt_at": row.next_attempt_at,
+        }
+        for row in query
+    ]
+
+
+def _unfetched_by_verdict() -> dict[str, int]:
+    table = EmailFetchFailure
+    return dict(table.select(table.verdict, fn.COUNT(table.id)).group_by(table.verdict).tuples())
+
+
+def _accounts_by_state() -> dict[str, int]:
+    table = EmailAccount
+    query = table.select(table.state, fn.COUNT(table.id)).group_by(table.state)
+    return {str(state): 0 for state in AccountState} | Counter(dict(query.tuples()))
+
+
+def _late_accounts() -> int:
+    """Active accounts whose poll is more than a minute overdue."""
+    table = EmailAccount
+    limit = database.now() - timedelta(minutes=1)
+    query = table.select(fn.COUNT(table.id))
+    return int(query.where(table.state == AccountState.ACTIVE, table.next_poll_at < limit).scalar())
+
+
+def _oldest_pending() -> float:
+    """Seconds for which the oldest unprocessed message has been waiting."""
+    table = EmailRawMessage
+    oldest = table.select(fn.MIN(table.id)).where(table.status == MessageStatus.STORED).scalar()
+    message = oldest and table.get_or_none(table.id == oldest)
+    return (database.now() - message.stored_at).total_seconds() if message else 0.0

@@ -1,0 +1,370 @@
+"""What the API takes and gives. Times are ISO 8601 in UTC, sizes are bytes."""
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+)
+
+MAX_PAGE = 200
+#: An address as people write it: something, @, a domain. The server's login is the real test.
+ADDRESS = re.compile(r"[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+")
+
+#: Years that every database and every time zone can express.
+YEARS = range(1970, 10_000 - 1)
+
+
+def _written_out(value: object) -> object:
+    """Refuse bare numbers, which could be seconds, milliseconds or years."""
+    if isinstance(value, datetime) or (isinstance(value, str) and re.match(r"\d{4}-", value)):
+        return value
+    raise ValueError("should be a time such as 2026-01-31T12:00:00Z")
+
+
+def _utc(value: datetime) -> datetime:
+    if value.year not in YEARS:
+        raise ValueError(f"should be a time from {YEARS[0]} to {YEARS[-1]}")
+    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+#: A time without an offset is in UTC.
+Moment = Annotated[datetime, BeforeValidator(_written_out), AfterValidator(_utc)]
+
+Text = Annotated[
+    str, StringConstraints(min_length=1, max_length=320, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
+Secret = Annotated[
+    str, StringConstraints(min_length=1, max_length=10_000, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
+Host = Annotated[
+    str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\[\]%-]+$")
+]
+Port = Annotated[int, Field(ge=1, le=65_535, strict=True)]
+Interval = Annotated[int, Field(ge=5, le=86_400, strict=True)]
+FolderName = Annotated[
+    str, StringConstraints(min_length=1, max_length=1_000, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
+#: What a list is filtered by. PostgreSQL takes no NUL.
+Filter = Annotated[str, StringConstraints(max_length=1_000, pattern=r"^[^\x00]*$")]
+Folders = Annotated[list[FolderName], Field(min_length=1, max_length=10_000)]
+Security = Literal["tls", "starttls", "plain"]
+Auth = Literal["password", "oauth2"]
+State = Literal["active", "paused", "auth_failed"]
+Status = Literal["stored", "processed", "failed"]
+
+
+class Request(BaseModel):
+    """Unknown fields are refused, and no value is ever shown in an error."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class NewAccount(Request):
+    """A mailbox to poll. Host and port default to ``imap.<domain>`` and the port of ``security``."""
+
+    address: Text = Field(examples=["me@example.org"])
+    password: Secret = Field(description="Password, app password, or OAuth 2 access token")
+    host: Host | None = None
+    port: Port | None = None
+    security: Security = "tls"
+    username: Text | None = Field(None, description="Defaults to the address")
+    auth: Auth = "password"
+    folders: Folders | None = Field(
+        None, description="Folders to poll, as people read them; null polls all"
+    )
+    poll_interval: Interval | None = Field(None, description="Seconds")
+    import_since: Moment | None = Field(
+        None, description="Leave out mail that arrived before; null imports all"
+    )
+    test: bool = Field(True, description="Log in before saving, and refuse what does not work")
+
+    @field_validator("address")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if not ADDRESS.fullmatch(value):
+            raise ValueError("should look like name@example.org")
+        return value
+
+
+class AccountChange(Request):
+    """Only the fields that are given change."""
+
+    password: Secret | None = None
+    host: Host | None = None
+    port: Port | None = None
+    security: Security | None = None
+    username: Text | None = None
+    auth: Auth | None = None
+    folders: Folders | None = None
+    poll_interval: Interval | None = None
+    test: bool = True
+
+
+class Account(BaseModel):
+    """A mailbox as the API shows it. The password never comes back."""
+
+    id: str
+    address: str
+    host: str
+    port: int
+    security: str
+    username: str
+    auth: str
+    folders: list[str] | None
+    poll_interval: int
+    import_since: datetime | None
+    state: str
+    created_at: datetime
+    updated_at: datetime
+    next_poll_at: datetime | None
+    last_poll_at: datetime | None
+    last_success_at: datetime | None
+    imported_at: datetime | None
+    last_error: str | None
+    last_error_kind: str | None
+    last_error_at: datetime | None
+    failures: int
+
+
+class Page(BaseModel):
+    """``next`` is the cursor of the next page, or null on the last one."""
+
+    next: str | None
+
+
+class AccountPage(Page):
+    items: list[Account]
+
+
+class AccountQuery(Request):
+    cursor: str | None = Field(None, max_length=200)
+    limit: int = Field(50, ge=1, le=MAX_PAGE)
+    state: State | None = None
+    address: Filter | None = Field(None, description="Part of the address")
+
+
+class LoginTest(BaseModel):
+    """The result of a login: the folders that can be polled."""
+
+    ok: bool
+    folders: list[str]
+
+
+class Job(BaseModel):
+    """Long work. ``state`` is running or done; ``counts`` says what was removed so far."""
+
+    id: str
+    kind: str
+    account_id: str
+    state: str
+    step: str
+    counts: dict[str, int]
+    error: str | None
+    created_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+
+
+class Person(BaseModel):
+    name: str
+    address: str
+
+
+class Attachment(BaseModel):
+    """``n`` counts from 0 in the order of the message."""
+
+    n: int
+    name: str
+    safe_name: str
+    content_type: str
+    content_id: str
+    inline: bool
+    size: int
+    sha256: str
+    storage_type: str
+
+
+class Location(BaseModel):
+    """Where the message lies at the server."""
+
+    folder: str
+    uidvalidity: int
+    uid: int
+
+
+class MessageSummary(BaseModel):
+    id: int
+    account_id: str
+    status: str
+    subject: str | None
+    from_: list[Person] = Field(alias="from", serialization_alias="from")
+    date: datetime | None
+    internal_date: datetime
+    stored_at: datetime
+    size: int
+    sha256: str
+    storage_type: str
+    attachment_count: int
+    error: str | None
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class Message(MessageSummary):
+    """A whole message: fields, bodies, attachments and places."""
+
+    to: list[Person]
+    cc: list[Person]
+    bcc: list[Person]
+    reply_to: list[Person]
+    message_id: str | None
+    in_reply_to: str | None
+    references: list[str]
+    headers: list[tuple[str, str]]
+    text: str | None
+    html: str | None
+    attachments: list[Attachment]
+    locations: list[Location]
+    attempts: int
+    processed_at: datetime | None
+    parser: str | None
+    defects: list[str]
+
+
+class MessagePage(Page):
+    items: list[MessageSummary]
+
+
+class MessageQuery(Request):
+    cursor: str | None = Field(None, max_length=200)
+    limit: int = Field(50, ge=1, le=MAX_PAGE)
+    status: Status | None = None
+    folder: Filter | None = None
+    since: Moment | None = Field(None, description="Arrived at or after")
+    before: Moment | None = Field(None, description="Arrived before")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    message_id: Filter | None = Field(None, description="Message-ID without <>")
+
+
+class FolderStats(BaseModel):
+    """``imported``: the first import of this folder is done."""
+
+    name: str
+    special_use: str | None
+    messages: int
+    bytes: int
+    server_messages: int | None
+    imported: bool
+    unfetched: int
+    last_error: str | None
+
+
+class Day(BaseModel):
+    day: str
+    messages: int
+    bytes: int
+    attachments: int
+    attachment_bytes: int
+    failures: int
+
+
+class Unfetched(BaseModel):
+    """A UID without a message, and why."""
+
+    folder: str
+    uid: int
+    verdict: str
+    reason: str
+    attempts: int
+    next_attempt_at: datetime | None
+
+
+class AccountStats(BaseModel):
+    account_id: str
+    address: str
+    state: str
+    messages: int
+    bytes: int
+    attachments: int
+    attachment_bytes: int
+    by_status: dict[str, int]
+    by_storage_type: dict[str, int]
+    folders: list[FolderStats]
+    days: list[Day]
+    unfetched: list[Unfetched]
+    last_poll_at: datetime | None
+    last_success_at: datetime | None
+    next_poll_at: datetime | None
+    imported_at: datetime | None
+    lateness_ms: int | None = Field(description="How late the last poll began")
+    poll_duration_ms: int | None
+    last_error: str | None
+    last_error_kind: str | None
+
+
+class Stats(BaseModel):
+    """All accounts together."""
+
+    accounts: dict[str, int]
+    messages: int
+    bytes: int
+    attachments: int
+    attachment_bytes: int
+    by_status: dict[str, int]
+    by_storage_type: dict[str, int]
+    unfetched: dict[str, int]
+    late_accounts: int
+    oldest_pending_seconds: float
+    storage: str
+    storage_circuit_open: bool
+    days: list[Day]
+
+
+class Queue(BaseModel):
+    queue: str
+    waiting: int
+    delayed: int
+    running: int
+    dead: int
+
+
+class TaskStats(BaseModel):
+    actor: str
+    runs: int
+    failures: int
+    skipped: int
+    mean_ms: float
+
+
+class DeadTask(BaseModel):
+    id: str
+    queue: str
+    actor: str
+    args: list[int | None]
+    failed_at: datetime
+    retries: int
+    reason: str
+
+
+class Tasks(BaseModel):
+    queues: list[Queue]
+    tasks: list[TaskStats]
+    dead: list[DeadTask]
+
+
+class Problem(BaseModel):
+    """RFC 9457. ``errors`` names each wrong field."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str | None = None
+    errors: list[dict[str, str]] | None = None
