@@ -1,0 +1,73 @@
+"""The three backing sets, and a system that runs on each."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import redis
+
+from tests.integration.system import KEY, TOKEN, System, configured
+from tests.servers.dovecot import Dovecot
+
+
+def _redis_database() -> int:
+    """Workers of one run share a server; each has a Redis database of its own."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) + 1
+
+
+def _embedded(request: pytest.FixtureRequest, directory: Path) -> dict[str, str]:
+    return {"REDIS_URL": f"{request.getfixturevalue('valkey').url}/{_redis_database()}"}
+
+
+def _production(request: pytest.FixtureRequest, directory: Path) -> dict[str, str]:
+    name = f"test_{uuid4().hex[:12]}"
+    postgres = request.getfixturevalue("postgres")
+    request.addfinalizer(lambda: postgres.drop_database(name))
+    return {
+        "DATABASE_URL": postgres.create_database(name),
+        "REDIS_URL": f"{request.getfixturevalue('redis_server').url}/{_redis_database()}",
+        "STORAGE_URL": request.getfixturevalue("seaweed").url_of(f"test-{uuid4().hex[:12]}"),
+    }
+
+
+SETS = {"embedded": _embedded, "production": _production}
+
+
+@pytest.fixture(params=list(SETS))
+def system(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
+    """A whole mailpoll on one backing set; every test that takes it runs on each."""
+    variables = SETS[request.param](request, tmp_path)
+    yield from run_system(variables, tmp_path, dovecot)
+
+
+@pytest.fixture
+def embedded(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
+    """A mailpoll on the embedded set, for what does not depend on the backing."""
+    yield from run_system(_embedded(request, tmp_path), tmp_path, dovecot)
+
+
+def run_system(
+    variables: dict[str, str], directory: Path, dovecot: Dovecot, **more: str
+) -> Iterator[System]:
+    """Configure this process, empty the queue, and hand out the system."""
+    environ = {
+        "MAILPOLL_DATA_DIR": str(directory / "data"),
+        "MAILPOLL_SECRET_KEY": KEY,
+        "MAILPOLL_API_TOKEN": TOKEN,
+        "MAILPOLL_IMAP_ALLOWED_NETWORKS": "127.0.0.0/8,::1/128",
+        "MAILPOLL_IMAP_CA_FILE": str(dovecot.ca_file),
+        "MAILPOLL_IMAP_PORTS": f"{dovecot.imap_port},{dovecot.imaps_port}",
+        **variables,
+        **more,
+    }
+    redis.Redis.from_url(environ["REDIS_URL"]).flushdb()
+    with configured(environ) as broker:
+        yield System(dovecot, broker)
+
+
+@pytest.fixture
+def address() -> str:
+    """A mailbox that no other test uses."""
+    return f"{uuid4().hex[:16]}@example.org"
