@@ -49,6 +49,12 @@ class JobState(StrEnum):
     DONE = "done"
 
 
+FENCE = database.Statement("""
+    UPDATE email_accounts SET lease_until = ?
+    WHERE id = ? AND lease_token = ? AND state = 'active'
+""")
+
+
 class LeaseLost(Exception):
     """Another poller, a pause or a deletion took the account: nothing of this batch was written."""
 
@@ -189,17 +195,7 @@ class EmailAccount(Table):
           LeaseLost: the token is no longer ours, so the transaction must not commit.
         """
         until = database.now() + timedelta(seconds=seconds)
-        account = type(self)
-        held = (
-            account.update(lease_until=until)
-            .where(
-                account.id == self.id,
-                account.lease_token == self.lease_token,
-                account.state == AccountState.ACTIVE,
-            )
-            .execute()
-        )
-        if not held:
+        if not FENCE.run(database.timestamp(until), self.id, self.lease_token).rowcount:
             raise LeaseLost(f"account {self.uuid}")
 
     def release(self, **outcome: Any) -> None:

@@ -25,7 +25,6 @@ from .models import (
     EmailLocation,
     EmailRawMessage,
     FetchVerdict,
-    MessageStatus,
 )
 from .settings import Settings
 
@@ -41,6 +40,16 @@ FETCH_ATTEMPTS = 3
 #: Seconds until an unfetched UID is tried again, doubled each time up to a day.
 FETCH_PAUSE = 60
 FETCH_PAUSE_MAX = 86_400
+
+INSERT_MESSAGE = database.Statement("""
+    INSERT INTO email_raw_messages (account_id, sha256, size, storage_type, storage_key,
+        internal_date, stored_at, imported, next_attempt_at, status)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'stored')
+""")
+INSERT_LOCATION = database.Statement("""
+    INSERT INTO email_locations (folder_id, uidvalidity, uid, message_id, seen_at)
+    VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+""")
 
 #: Tells the queue of messages whose rows are committed: (message ids, part of the import).
 Announce = Callable[[Sequence[int], bool], None]
@@ -475,21 +484,24 @@ class AccountSync:
         if not fresh:
             return known, []
         moment = database.now()
-        EmailRawMessage.insert_many(
-            {
-                "account": self.account.id,
-                "sha256": digest,
-                "size": body.size,
-                "storage_type": storage_type,
-                "storage_key": blob_key(self.account.uuid, digest),
-                "internal_date": body.internal_date,
-                "stored_at": moment,
-                "imported": imported,
-                "status": MessageStatus.STORED,
-                "next_attempt_at": moment + timedelta(seconds=self.settings.sweep_after),
-            }
-            for digest, body in fresh.items()
-        ).execute()
+        stored_at = database.timestamp(moment)
+        sweep_at = database.timestamp(moment + timedelta(seconds=self.settings.sweep_after))
+        INSERT_MESSAGE.run_many(
+            [
+                (
+                    self.account.id,
+                    digest,
+                    body.size,
+                    storage_type,
+                    blob_key(self.account.uuid, digest),
+                    database.timestamp(body.internal_date),
+                    stored_at,
+                    imported,
+                    sweep_at,
+                )
+                for digest, body in fresh.items()
+            ]
+        )
         days: dict[str, list[int]] = {}
         for body in fresh.values():
             days.setdefault(body.internal_date.date().isoformat(), []).append(body.size)
@@ -503,17 +515,13 @@ class AccountSync:
     ) -> None:
         if not bodies:
             return
-        moment = database.now()
-        EmailLocation.insert_many(
-            {
-                "folder": folder.id,
-                "uidvalidity": folder.uidvalidity,
-                "uid": body.uid,
-                "message": ids[body.sha256],
-                "seen_at": moment,
-            }
-            for body in bodies
-        ).on_conflict_ignore().execute()
+        seen_at = database.timestamp(database.now())
+        INSERT_LOCATION.run_many(
+            [
+                (folder.id, folder.uidvalidity, body.uid, ids[body.sha256], seen_at)
+                for body in bodies
+            ]
+        )
         folder.messages += len(bodies)
         folder.bytes += sum(body.size for body in bodies)
         folder.save(only=[EmailFolder.messages, EmailFolder.bytes])

@@ -3,9 +3,9 @@
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import timedelta
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,9 @@ import dramatiq
 import structlog
 
 from .. import database, parsing, runtime
-from ..blobs import BlobMissing, NewBlob, StoreUnavailable, blob_key
+from ..blobs import BlobMissing, NewBlob, StorageType, StoreUnavailable, blob_key
 from ..broker import IMPORT, PROCESS
 from ..models import (
-    AccountState,
-    EmailAccount,
     EmailAccountDay,
     EmailAttachment,
     EmailRawMessage,
@@ -69,49 +67,65 @@ def process(message_id: int) -> None:
         raise
 
 
-def _claim(message_id: int) -> EmailRawMessage | None:
+#: Counts the attempt and tells what to work on; no row when there is nothing to do.
+CLAIM = database.Statement("""
+    UPDATE email_raw_messages SET attempts = attempts + 1, next_attempt_at = ?
+    WHERE id = ? AND status = 'stored' AND EXISTS (
+        SELECT 1 FROM email_accounts WHERE email_accounts.id = account_id AND state <> 'deleting')
+    RETURNING account_id, (SELECT uuid FROM email_accounts WHERE email_accounts.id = account_id),
+        sha256, size, storage_type, storage_key, internal_date, attempts
+""")
+
+#: By whoever is first: the row changes only while it is stored.
+FINISH = database.Statement("""
+    UPDATE email_raw_messages SET status = 'processed', processed_at = ?, next_attempt_at = NULL,
+        error = NULL, parser = ?, defects = ?, subject = ?, from_addresses = ?, to_addresses = ?,
+        cc_addresses = ?, bcc_addresses = ?, reply_to_addresses = ?, date = ?, message_id = ?,
+        in_reply_to = ?, reference_ids = ?, attachment_count = ?, headers = ?, text_body = ?,
+        html_body = ?
+    WHERE id = ? AND status = 'stored'
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A message that this run works on."""
+
+    id: int
+    account_id: int
+    account_uuid: str
+    sha256: str
+    size: int
+    storage_type: StorageType
+    storage_key: str
+    day: str
+    attempts: int
+
+
+def _claim(message_id: int) -> Claimed | None:
     """Count the attempt before the work: a message that kills its worker is caught by the count."""
-    table = EmailRawMessage
+    pause = database.now() + timedelta(seconds=ATTEMPT)
     with database.transaction(durable=False):
-        message = (
-            table.select(
-                table.id,
-                table.account,
-                table.sha256,
-                table.size,
-                table.storage_type,
-                table.storage_key,
-                table.internal_date,
-                table.attempts,
-                table.status,
-                EmailAccount.id,
-                EmailAccount.uuid,
-                EmailAccount.state,
-            )
-            .join(EmailAccount)
-            .where(table.id == message_id)
-            .get_or_none()
-        )
-        if message is None or message.status != MessageStatus.STORED:
-            return None
-        if message.account.state == AccountState.DELETING:
-            return None
-        if message.attempts > settings().max_attempts:
-            reason = f"given up after {message.attempts} attempts that did not end"
-        else:
-            reason = None
-            pause = database.now() + timedelta(seconds=ATTEMPT)
-            table.update(attempts=table.attempts + 1, next_attempt_at=pause).where(
-                table.id == message_id
-            ).execute()
-    if reason:
-        _fail(message, reason)
+        row = CLAIM.run(database.timestamp(pause), message_id).fetchone()
+    if row is None:
         return None
-    return message  # type: ignore[no-any-return]
+    account_id, uuid, sha256, size, storage_type, key, internal_date, attempts = row
+    day = str(internal_date)[:10] if isinstance(internal_date, str) else _utc_day(internal_date)
+    message = Claimed(
+        message_id, account_id, uuid, sha256, size, StorageType(storage_type), key, day, attempts
+    )
+    if attempts > settings().max_attempts + 1:
+        _fail(message, f"given up after {attempts - 1} attempts that did not end")
+        return None
+    return message
+
+
+def _utc_day(moment: datetime) -> str:
+    return moment.astimezone(UTC).date().isoformat()
 
 
 @contextmanager
-def _raw(message: EmailRawMessage) -> Iterator[bytes | Path]:
+def _raw(message: Claimed) -> Iterator[bytes | Path]:
     """The raw message, checked against its hash: bytes, or a temporary file when it is large.
 
     Raises:
@@ -122,11 +136,12 @@ def _raw(message: EmailRawMessage) -> Iterator[bytes | Path]:
         stream = runtime.storage().open(message.storage_key, message.storage_type)
     except BlobMissing:
         raise Failed("the raw message is missing from the store") from None
-    with stream, tempfile.TemporaryDirectory(dir=_spool()) as directory:
+    with stream, ExitStack() as stack:
         if message.size <= IN_MEMORY:
             raw: bytes | Path = stream.read()
             digest.update(raw)
         else:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(dir=_spool()))
             raw = Path(directory) / "raw"
             with raw.open("wb") as file:
                 while chunk := stream.read(262_144):
@@ -143,24 +158,22 @@ def _spool() -> Path:
     return directory
 
 
-def _store_attachments(
-    message: EmailRawMessage, parsed: parsing.ParsedMessage
-) -> list[dict[str, Any]]:
+def _store_attachments(message: Claimed, parsed: parsing.ParsedMessage) -> list[dict[str, Any]]:
     """Put the attachments into the store; tells the columns of their rows."""
     if not parsed.attachments:
         return []
-    uuid = message.account.uuid
+    keys = {part.sha256: blob_key(message.account_uuid, part.sha256) for part in parsed.attachments}
     with tempfile.TemporaryDirectory(dir=_spool()) as directory:
         fresh = {
             part.sha256: NewBlob(
-                blob_key(uuid, part.sha256), part.size, part.sha256, _content(part, Path(directory))
+                keys[part.sha256], part.size, part.sha256, _content(part, Path(directory))
             )
             for part in parsed.attachments
         }
         storage_type = runtime.storage().put(list(fresh.values()))
     return [
         {
-            "account": message.account.id,
+            "account": message.account_id,
             "message": message.id,
             "position": position,
             "name": part.name,
@@ -171,7 +184,7 @@ def _store_attachments(
             "size": part.size,
             "sha256": part.sha256,
             "storage_type": str(storage_type),
-            "storage_key": fresh[part.sha256].key,
+            "storage_key": keys[part.sha256],
         }
         for position, part in enumerate(parsed.attachments)
     ]
@@ -188,65 +201,69 @@ def _content(part: parsing.Attachment, directory: Path) -> bytes | Path:
 
 
 def _finish(
-    message: EmailRawMessage, parsed: parsing.ParsedMessage, attachments: Sequence[dict[str, Any]]
+    message: Claimed, parsed: parsing.ParsedMessage, attachments: Sequence[dict[str, Any]]
 ) -> None:
     """Fields, attachment rows and the day's counters in one transaction, by whoever is first."""
     with database.transaction(durable=False):
-        if not _turn(message, MessageStatus.PROCESSED, **_fields(parsed)):
+        if not FINISH.run(*_fields(parsed), message.id).rowcount:
             return
         if attachments:
             EmailAttachment.insert_many(attachments).execute()
             EmailAccountDay.add(
-                message.account.id,
-                message.internal_date.date().isoformat(),
+                message.account_id,
+                message.day,
                 attachments=len(attachments),
                 attachment_bytes=sum(row["size"] for row in attachments),
             )
 
 
-def _turn(message: EmailRawMessage, status: MessageStatus, **columns: Any) -> bool:
-    """Move a stored message to its final status; false when another run already did."""
-    table = EmailRawMessage
-    changed = (
-        table.update(status=status, processed_at=database.now(), next_attempt_at=None, **columns)
-        .where(table.id == message.id, table.status == MessageStatus.STORED)
-        .execute()
+def _fields(parsed: parsing.ParsedMessage) -> tuple[Any, ...]:
+    """The parameters of ``FINISH``, in its order."""
+    return (
+        database.timestamp(database.now()),
+        parsed.parser,
+        database.json(parsed.defects),
+        parsed.subject,
+        _people(parsed.from_),
+        _people(parsed.to),
+        _people(parsed.cc),
+        _people(parsed.bcc),
+        _people(parsed.reply_to),
+        parsed.date and database.timestamp(parsed.date),
+        parsed.message_id,
+        parsed.in_reply_to,
+        database.json(parsed.references),
+        len(parsed.attachments),
+        database.json(parsed.headers),
+        parsed.text,
+        parsed.html,
     )
-    return bool(changed)
 
 
-def _fields(parsed: parsing.ParsedMessage) -> dict[str, Any]:
-    return {
-        "subject": parsed.subject,
-        "from_addresses": [asdict(address) for address in parsed.from_],
-        "to_addresses": [asdict(address) for address in parsed.to],
-        "cc_addresses": [asdict(address) for address in parsed.cc],
-        "bcc_addresses": [asdict(address) for address in parsed.bcc],
-        "reply_to_addresses": [asdict(address) for address in parsed.reply_to],
-        "date": parsed.date,
-        "message_id": parsed.message_id,
-        "in_reply_to": parsed.in_reply_to,
-        "reference_ids": parsed.references,
-        "attachment_count": len(parsed.attachments),
-        "headers": parsed.headers,
-        "text_body": parsed.text,
-        "html_body": parsed.html,
-        "parser": parsed.parser,
-        "defects": parsed.defects,
-        "error": None,
-    }
+def _people(addresses: Sequence[parsing.Address]) -> str:
+    return database.json([{"name": one.name, "address": one.address} for one in addresses])
 
 
-def _fail(message: EmailRawMessage, reason: str) -> None:
+def _fail(message: Claimed, reason: str) -> None:
     """Keep the raw message, say why it was not processed, and let it be replayed."""
+    table = EmailRawMessage
     with database.transaction(durable=False):
-        if _turn(message, MessageStatus.FAILED, error=reason):
-            day = message.internal_date.date().isoformat()
-            EmailAccountDay.add(message.account.id, day, failures=1)
+        failed = (
+            table.update(
+                status=MessageStatus.FAILED,
+                error=reason,
+                processed_at=database.now(),
+                next_attempt_at=None,
+            )
+            .where(table.id == message.id, table.status == MessageStatus.STORED)
+            .execute()
+        )
+        if failed:
+            EmailAccountDay.add(message.account_id, message.day, failures=1)
             log.warning("message failed", message=message.id, reason=reason)
 
 
-def _give_back(message: EmailRawMessage) -> None:
+def _give_back(message: Claimed) -> None:
     """The store is away, which is not the message's fault: the attempt does not count."""
     table = EmailRawMessage
     pause = database.now() + timedelta(seconds=settings().sweep_after)
