@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import dramatiq
 import redis
-from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
 from dramatiq.common import current_millis, dq_name
 from dramatiq.middleware import Retries, ShutdownNotifications, TimeLimit
 from periodiq import PeriodiqMiddleware
@@ -32,11 +32,37 @@ RETRIES = 3
 #: In a million commands. Dead workers' messages come back sooner than by Dramatiq's default.
 MAINTENANCE_CHANCE = 50_000
 
+#: Milliseconds between two looks at an empty queue, at most: how late a message can be seen.
+IDLE = 300
+#: Seconds that a consumer waits for its threads when they have enough to do.
+BUSY = 0.005
+
 Queued = tuple[dramatiq.Message[Any], int | None]
+
+
+class Consumer(_RedisConsumer):  # type: ignore[misc]
+    """A consumer that does not fall asleep over a full prefetch.
+
+    Dramatiq's counts a full prefetch like an empty queue and sleeps longer each time, so that with
+    short tasks the threads run dry beside a full queue.
+    """
+
+    def __next__(self) -> Any:
+        if not self.message_cache and self.outstanding_message_count >= self.prefetch:
+            time.sleep(BUSY)
+            return None
+        return super().__next__()
 
 
 class Broker(RedisBroker):
     """``RedisBroker`` that can send many messages in one round trip."""
+
+    @property
+    def consumer_class(self) -> type[Consumer]:
+        return Consumer
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5_000) -> Any:
+        return super().consume(queue_name, prefetch, min(timeout, IDLE))
 
     def enqueue_all(self, messages: Sequence[Queued]) -> None:
         """Send messages, each with a delay in milliseconds or ``None``."""

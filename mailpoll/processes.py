@@ -75,7 +75,7 @@ def _dramatiq(queues: tuple[str, ...], processes: int, threads: int) -> list[str
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What the child processes get: a small prefetch, so that no worker hoards messages."""
     return {
-        "dramatiq_queue_prefetch": "8",
+        "dramatiq_queue_prefetch": "16",
         "dramatiq_delay_queue_prefetch": "500",
         **environ,
     }
