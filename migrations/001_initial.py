@@ -179,9 +179,15 @@ CREATE INDEX email_jobs_account ON email_jobs (account_uuid);
 """
 
 TABLES = (
-    "email_jobs email_account_days email_fetch_failures email_attachments email_locations "
-    "email_raw_messages email_folders email_accounts"
-).split()
+    "email_jobs",
+    "email_account_days",
+    "email_fetch_failures",
+    "email_attachments",
+    "email_locations",
+    "email_raw_messages",
+    "email_folders",
+    "email_accounts",
+)
 
 
 def migrate(migrator, database, *, fake=False):

@@ -1,0 +1,78 @@
+# The two commands of the README are `make demo` and `make test`; `make` alone lists all.
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+VENV2 := .venv-dramatiq2
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Tests wait for servers more than they compute, so more workers than cores pay.
+WORKERS ?= 4
+PIP := pip install --quiet --disable-pip-version-check --require-hashes
+
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: demo
+demo: $(VENV)/app.installed ## Run everything with 20 sample mailboxes; ONCE=1 verifies and ends
+	@ONCE="$(ONCE)" $(VENV)/bin/python -m mailpoll.demo
+
+.PHONY: test
+test: servers $(VENV)/dev.installed $(VENV2)/dev.installed ## Install what the tests need, and run them
+	$(VENV)/bin/python -m pytest -n $(WORKERS) tests
+	$(VENV2)/bin/python -m pytest -n $(WORKERS) -m queue tests
+
+.PHONY: servers
+servers:
+	@sh tests/install-servers
+
+.PHONY: lint
+lint: $(VENV)/dev.installed ## Check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+.PHONY: bench
+bench: servers $(VENV)/dev.installed ## Import 100 Dovecot mailboxes of 100 messages and report
+	$(VENV)/bin/python -m bench
+
+.PHONY: lock
+lock: $(VENV)/dev.installed ## Resolve the dependencies anew
+	$(VENV)/bin/pip install --quiet uv
+	for line in "requirements dashboard demo" "requirements-dramatiq2" \
+		"requirements-dev dashboard demo test lint" "requirements-dev-dramatiq2 test"; do \
+		set -- $$line; name=$$1; shift; extras=$$(for e in "$$@"; do echo --extra $$e; done); \
+		$(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+			--no-header --upgrade setup.cfg $$extras -o $$name.lock || exit 1; done
+
+.PHONY: clean
+clean: ## Remove environments and what the demo left
+	rm -rf $(VENV) $(VENV2) demo-data build *.egg-info
+
+$(VENV)/bin/python $(VENV2)/bin/python:
+	@test -n "$(PYTHON)" || { echo "mailpoll needs Python 3.11 or newer: apt install python3 python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "Python's venv module is missing: apt install python3-venv"; exit 1; }
+	@echo "making $(@D:/bin=)"
+	@$(PYTHON) -m venv $(@D:/bin=)
+
+# The development environment holds the application's packages too, so either stamp will do for it.
+$(VENV)/app.installed: requirements.lock setup.cfg | $(VENV)/bin/python
+	@echo "installing packages"
+	@$(VENV)/bin/$(PIP) -r requirements.lock
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/dev.installed: requirements-dev.lock setup.cfg | $(VENV)/bin/python
+	@echo "installing packages for tests"
+	@$(VENV)/bin/$(PIP) -r requirements-dev.lock
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@ $(VENV)/app.installed
+
+$(VENV2)/dev.installed: requirements-dev-dramatiq2.lock setup.cfg | $(VENV2)/bin/python
+	@echo "installing packages for tests with dramatiq 2"
+	@$(VENV2)/bin/$(PIP) -r requirements-dev-dramatiq2.lock
+	@$(VENV2)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@

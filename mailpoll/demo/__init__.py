@@ -1,0 +1,1 @@
+"""``make demo``: a whole mailpoll with a sample mail server, from nothing to verified mail."""
