@@ -94,7 +94,7 @@ def run(
         usage.start()
         figures = {"set": backing, "messages": len(sent), "bytes": sum(map(len_of, sent))}
         figures |= cold_import(api, usage, dovecot, accounts, len(sent))
-        verify(api, accounts, {digest for digest, _ in sent})
+        verify(api, {digest for digest, _ in sent})
         figures |= idle_round(api, usage)
         usage.stop()
         figures["peak_mb"] = {n: round(b / 1e6, 1) for n, b in usage.peak_by_name().items()}
@@ -187,7 +187,7 @@ def cold_import(
     }
 
 
-def verify(api: Api, accounts: int, digests: set[str]) -> None:
+def verify(api: Api, digests: set[str]) -> None:
     """What is stored is exactly what was sent."""
     found: set[str] = set()
     cursor = ""

@@ -4,7 +4,7 @@ import base64
 import random
 from collections.abc import Iterator
 
-WORDS = "invoice meeting order delivery question answer report draft project team next week".split()
+WORDS = ["invoice", "meeting", "order", "delivery", "question", "answer", "report", "project"]
 
 
 def mailbox(number: int, messages: int) -> Iterator[bytes]:
@@ -42,13 +42,12 @@ def _text(rng: random.Random, size: int) -> str:
 
 def _alternative(rng: random.Random, size: int) -> str:
     text = _text(rng, size // 3)
-    html = "<html><body>" + "".join(
-        f"<p>{line}</p>\r\n" for line in _text(rng, size // 2).split("\r\n")
-    )
+    rows = "".join(f"<p>{line}</p>\r\n" for line in _text(rng, size // 2).split("\r\n"))
+    html = f"<html><body>{rows}</body></html>"
     return (
         'Content-Type: multipart/alternative; boundary="alt"\r\n\r\n'
         f"--alt\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n{text}\r\n"
-        f"--alt\r\nContent-Type: text/html; charset=utf-8\r\n\r\n{html}</body></html>\r\n--alt--\r\n"
+        f"--alt\r\nContent-Type: text/html; charset=utf-8\r\n\r\n{html}\r\n--alt--\r\n"
     )
 
 

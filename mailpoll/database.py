@@ -44,7 +44,7 @@ class TimestampField(peewee.Field):
     field_type = "TIMESTAMPTZ"
 
     def db_value(self, value: datetime | None) -> str | None:
-        return value and timestamp(value)
+        return None if value is None else timestamp(value)
 
     def python_value(self, value: datetime | str | None) -> datetime | None:
         if value is None:

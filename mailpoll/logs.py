@@ -4,6 +4,7 @@ import logging
 import sys
 
 import structlog
+from structlog.typing import Processor
 
 #: Libraries whose debug output shows mail, commands or passwords: never below WARNING.
 TALKATIVE = (
@@ -25,7 +26,7 @@ def configure(level: str, form: str) -> None:
       level: debug, info, warning or error.
       form: ``json`` (one object a line) or ``console``.
     """
-    shared = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

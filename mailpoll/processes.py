@@ -188,7 +188,7 @@ class Supervisor:
 
 
 def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    """Signal a child: SIGTERM to itself, which ends its own children; SIGKILL to its whole group."""
+    """Signal a child: SIGTERM to itself, which ends its children; SIGKILL to the whole group."""
     try:
         if number == signal.SIGKILL:
             os.killpg(process.pid, number)

@@ -5,6 +5,7 @@ again; the job's row says which one is next, and stays as the tombstone.
 """
 
 from datetime import timedelta
+from typing import Any
 
 import dramatiq
 import redis
@@ -82,14 +83,20 @@ def _take(job_id: int) -> EmailJob | None:
 def _progress(job: EmailJob, step: str, state: JobState = JobState.RUNNING, **counts: int) -> None:
     """Commit that a step is done, with what it removed; alone or in the caller's transaction."""
     moment = database.now()
+    done = state == JobState.DONE
     for name, amount in counts.items():
         job.counts[name] = job.counts.get(name, 0) + amount
-    job.step, job.state, job.updated_at = step, state, moment
-    job.lease_until = moment + timedelta(seconds=LEASE)
-    if state == JobState.DONE:
-        job.finished_at, job.lease_until = moment, None
+    columns: dict[str, Any] = {
+        "step": step,
+        "state": state,
+        "counts": job.counts,
+        "updated_at": moment,
+        "lease_until": None if done else moment + timedelta(seconds=LEASE),
+        "finished_at": moment if done else None,
+    }
     with database.transaction():
-        job.save()
+        EmailJob.update(**columns).where(EmailJob.id == job.id).execute()
+    job.step, job.state = step, state
 
 
 def _message_ids(account_id: int) -> set[int]:

@@ -156,7 +156,7 @@ def _failure(account: EmailAccount, error: ImapError | StoreUnavailable) -> dict
 
 
 def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
-    """Enqueue what follows at once: the rest of the import, or the next poll of a short interval."""
+    """Enqueue what follows at once: the rest of the import, or a short interval's next poll."""
     messages: list[Queued] = []
     if outcome.unfinished:
         messages.append((continue_import.message(account.id), None))

@@ -138,8 +138,9 @@ def _raw(message: Claimed) -> Iterator[bytes | Path]:
         raise Failed("the raw message is missing from the store") from None
     with stream, ExitStack() as stack:
         if message.size <= IN_MEMORY:
-            raw: bytes | Path = stream.read()
-            digest.update(raw)
+            content = stream.read()
+            digest.update(content)
+            raw: bytes | Path = content
         else:
             directory = stack.enter_context(tempfile.TemporaryDirectory(dir=_spool()))
             raw = Path(directory) / "raw"

@@ -35,7 +35,8 @@ def resolve(host: str, port: int, allowed: Sequence[Network]) -> str:
         if not permitted(address, allowed):
             raise ImapError(
                 Fault.BLOCKED_HOST,
-                f"{host} is a private or loopback address; MAILPOLL_IMAP_ALLOWED_NETWORKS can allow it",
+                f"{host} is a private or loopback address; MAILPOLL_IMAP_ALLOWED_NETWORKS can "
+                "allow it",
             )
     return str(addresses[0])
 

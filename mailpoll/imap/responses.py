@@ -7,7 +7,7 @@ pieces into nested lists of ``bytes`` and ``None``; the functions below read wha
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 from .errors import Fault, ImapError
@@ -26,9 +26,9 @@ INTERNALDATE = re.compile(
     r"\s*(\d{1,2})-(\w{3})-(\d{4}) (\d{2}):(\d{2}):(\d{2})(?: ([+-]\d{4}))?", re.ASCII
 )
 MONTHS = {
-    month: number
-    for number, month in enumerate(
-        ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], 1
+    name: number
+    for number, name in enumerate(
+        ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"), 1
     )
 }
 
@@ -171,9 +171,16 @@ def internal_date(value: Any) -> datetime | None:
     )
     if not match:
         return None
-    day, month, year, hour, minute, second, zone = match.groups()
+    day, month, year, *clock, zone = match.groups()
+    hour, minute, second = map(int, clock)
+    offset = (
+        timedelta(hours=int(zone[:3]), minutes=int(zone[0] + zone[3:])) if zone else timedelta()
+    )
     try:
-        text = f"{year}-{MONTHS[month.lower()]:02}-{int(day):02} {hour}:{minute}:{second}{zone or '+0000'}"
-        return datetime.strptime(text, "%Y-%m-%d %H:%M:%S%z").astimezone(UTC)
+        zoned = timezone(offset)
+        moment = datetime(
+            int(year), MONTHS[month.lower()], int(day), hour, minute, second, tzinfo=zoned
+        )
+        return moment.astimezone(UTC)
     except (KeyError, ValueError, OverflowError):
         return None

@@ -26,7 +26,7 @@ from .responses import Fetched, Listed, Literal, Status
 from .wire import LITERAL, WireIMAP4
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-#: What we say of ourselves (RFC 2971). 163.com and others refuse EXAMINE to clients that say nothing.
+#: What we say of ourselves (RFC 2971). 163.com and others refuse EXAMINE to those who say nothing.
 IDENTITY = {"name": "mailpoll", "version": __version__, "vendor": "mailpoll"}
 
 #: Commands on their way at once; more could fill both sides' socket buffers and stand still.
@@ -168,7 +168,10 @@ def _authenticate(imap: imapclient.IMAPClient, login: Login) -> None:
         else:
             imap.plain_login(login.username, login.secret)
     except exceptions.LoginError as error:
-        raise refusal(_scrub(str(error), login.secret), Fault.AUTH_FAILED) from None
+        # A BYE during the login says nothing about the password, though imapclient raises the same.
+        ended = isinstance(error.__context__, exceptions.IMAPClientAbortError)
+        fault = Fault.CONNECTION_LOST if ended else Fault.AUTH_FAILED
+        raise refusal(_scrub(str(error), login.secret), fault) from None
 
 
 @contextmanager
@@ -308,9 +311,10 @@ class Session:
 
     def _fetch(self, line: bytes, limit: int | None = None) -> Iterator[Fetched]:
         for name, words in self._untagged(line, limit):
-            if name.isdigit() and len(words) > 1 and words[0] in (b"FETCH", b"fetch"):
-                if isinstance(words[1], list):
-                    yield responses.fetch(words[1])
+            if not name.isdigit() or len(words) < 2 or not isinstance(words[1], list):
+                continue
+            if words[0] in (b"FETCH", b"fetch"):
+                yield responses.fetch(words[1])
 
     def _untagged(self, line: bytes, limit: int | None = None) -> Iterator[tuple[bytes, list[Any]]]:
         tag = self._send(line)

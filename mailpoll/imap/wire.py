@@ -131,7 +131,7 @@ class WireIMAP4(imaplib.IMAP4):
         self._literal_limit = literal_limit
         super().__init__(host)
 
-    def open(self, host: str = "", port: int = 0, timeout: float | None = None) -> None:
+    def open(self, host: str = "", port: int = 0, timeout: float | None = None) -> None:  # noqa: ARG002
         self.host, self.port = host, port
         self.sock = self._open_socket()
         self.wire = Wire(self.sock, self._read_timeout, self._deadline)

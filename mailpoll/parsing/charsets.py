@@ -35,7 +35,8 @@ _WIDER: dict[str, tuple[str, ...]] = {
 }
 
 _OWN_NAMES = {
-    "utf_8": "utf_8", "utf8mb4": "utf_8", "unicode_1_1_utf_8": "utf_8", "unicode_1_1_utf_7": "utf_7",
+    "utf_8": "utf_8", "utf8mb4": "utf_8", "unicode_1_1_utf_8": "utf_8",
+    "unicode_1_1_utf_7": "utf_7",
     "x_gbk": "gb18030", "x_euc_jp": "euc_jp", "x_sjis": "shift_jis", "x_windows_949": "cp949",
     "ks_c_5601": "euc_kr", "ks_c_5601_1989": "euc_kr", "ks_c_5601_1987": "euc_kr",
     "x_x_big5": "big5", "cn_big5": "big5", "iso_8859_8_i": "iso8859_8", "iso_8859_8_e": "iso8859_8",

@@ -174,9 +174,10 @@ def _join_sections(pieces: dict[int, tuple[str, bool]]) -> str:
     """Join the numbered sections of one parameter (RFC 2231 3 and 4.1)."""
     charset = ""
     data: list[bytes] = []
-    for number, (text, encoded) in sorted(pieces.items()):
-        if encoded and number == 0 and text.count("'") >= 2:
-            charset, _, text = text.split("'", 2)
+    for number, (piece, encoded) in sorted(pieces.items()):
+        text = piece
+        if encoded and number == 0 and piece.count("'") >= 2:
+            charset, _, text = piece.split("'", 2)
         data.append(unquote_to_bytes(text) if encoded else text.encode("utf-8", "replace"))
     decoded = charsets.decode(b"".join(data), charset)
     return decode_words(decoded) if not charset else decoded

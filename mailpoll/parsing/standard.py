@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from email import message_from_bytes, policy
 from email.message import Message
+from typing import cast
 
 from .classify import Part
 from .content import Content, transfer_encoding
@@ -42,7 +43,8 @@ def _part(message: Message, outlined: Outline, default: str) -> Part:
     if key is not None:
         part.cut, part.content = True, outlined.cuts[key]
     elif isinstance(payload, list):
-        part.parts = [_part(child, outlined, "text/plain") for child in payload]
+        children = cast("list[Message]", payload)
+        part.parts = [_part(child, outlined, "text/plain") for child in children]
     else:
         data = str(payload).encode("ascii", "surrogateescape")
         encoding = transfer_encoding(fields.get("content-transfer-encoding", ""))

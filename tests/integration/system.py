@@ -1,4 +1,4 @@
-"""A whole mailpoll inside the test process, on real servers: what the processes do, driven by hand."""
+"""A whole mailpoll inside the test process, on real servers, driven by hand."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping

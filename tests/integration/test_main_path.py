@@ -6,6 +6,8 @@ import pytest
 
 from tests.integration.system import System, message
 
+pytestmark = pytest.mark.queue
+
 
 def test_every_message_of_every_folder_arrives_once_and_exact(system: System, address: str) -> None:
     # Given a mailbox with mail in three folders

@@ -1,0 +1,290 @@
+"""What servers do wrong, and what becomes of the account and its mail."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailpoll import accounts, database
+from mailpoll.actors.poll import poll
+from mailpoll.models import AccountState, EmailAccount, EmailFetchFailure, EmailRawMessage
+from tests.integration.conftest import SETS, run_system
+from tests.integration.system import System, message
+from tests.servers.dovecot import Dovecot
+from tests.servers.scripted_imap import CLOSE, Rule, ScriptedImap
+
+
+@pytest.fixture
+def system(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
+    """The embedded set, where servers without TLS on any port are allowed."""
+    ports = ",".join(str(port) for port in range(1_024, 65_536))
+    variables = SETS["embedded"](request, tmp_path)
+    yield from run_system(
+        variables,
+        tmp_path,
+        dovecot,
+        MAILPOLL_IMAP_PORTS=ports,
+        MAILPOLL_IMAP_ALLOW_PLAIN="yes",
+        MAILPOLL_IMAP_READ_TIMEOUT="2",
+        MAILPOLL_PART_BYTES="10000",
+        MAILPOLL_BATCH_BYTES="50000",
+    )
+
+
+def add(server: ScriptedImap, **fields: Any) -> EmailAccount:
+    return accounts.create(
+        address="someone@example.org",
+        password="secret",
+        host="127.0.0.1",
+        port=server.port,
+        security="plain",
+        test=False,
+        **fields,
+    )
+
+
+def polled(account: EmailAccount) -> EmailAccount:
+    """The account after one poll."""
+    poll(account.id, None)
+    with database.connected():
+        return EmailAccount.get_by_id(account.id)
+
+
+def stored() -> list[bytes]:
+    from mailpoll import runtime
+
+    with database.connected():
+        rows = list(EmailRawMessage.select().order_by(EmailRawMessage.id))
+    return [runtime.storage().open(row.storage_key, row.storage_type).read() for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (b"{tag} NO [AUTHENTICATIONFAILED] Invalid credentials\r\n", "auth_failed"),
+        (b"{tag} NO LOGIN failed.\r\n", "auth_failed"),
+        (b"{tag} NO [UNAVAILABLE] Temporary failure\r\n", "unavailable"),
+        (b"{tag} NO [ALERT] Too many simultaneous connections. (Failure)\r\n", "throttled"),
+        (b"{tag} NO [LIMIT] login frequency limited\r\n", "throttled"),
+        (b"* BYE Server shutting down\r\n" + CLOSE, "connection_lost"),
+        (CLOSE, "connection_lost"),
+    ],
+)
+def test_each_refusal_of_a_login_has_its_kind(system: System, answer: bytes, kind: str) -> None:
+    with ScriptedImap(rules=[Rule("LOGIN", answer)]) as server:
+        account = polled(add(server))
+    assert account.last_error_kind == kind
+    assert account.failures == 1
+    assert account.state == AccountState.ACTIVE
+
+
+def test_a_wrong_password_is_tried_three_times_and_then_not_again(system: System) -> None:
+    with ScriptedImap(rules=[Rule("LOGIN", b"{tag} NO [AUTHENTICATIONFAILED] no\r\n")]) as server:
+        account = add(server)
+        for _ in range(5):
+            account = polled(account)
+    assert account.state == AccountState.AUTH_FAILED
+    assert sum(command.startswith("LOGIN") for command in server.commands) == 3
+
+
+def test_the_servers_echo_of_the_password_is_not_kept(system: System) -> None:
+    echo = b'{tag} NO LOGIN someone "secret" rejected\r\n'
+    with ScriptedImap(rules=[Rule("LOGIN", echo)]) as server:
+        account = polled(add(server))
+    assert "secret" not in account.last_error
+
+
+def test_the_pause_that_the_server_asks_for_is_kept(system: System) -> None:
+    text = b"{tag} NO Request is throttled. Suggested Backoff Time: 299910 milliseconds\r\n"
+    with ScriptedImap(rules=[Rule("LIST", text)]) as server:
+        account = polled(add(server))
+    assert account.last_error_kind == "throttled"
+    pause = (account.next_poll_at - account.last_error_at).total_seconds()
+    assert 299 < pause < 301
+
+
+def test_answers_about_other_messages_amid_a_fetch_are_ignored(system: System) -> None:
+    raw = message("asked")
+    noise = (
+        b"* 7 FETCH (FLAGS (\\Seen))\r\n* 3 FETCH (UID 99 FLAGS (\\Seen))\r\n* 2 EXPUNGE\r\n"
+        b"* 5 EXISTS\r\n* 1 FETCH (FLAGS () UID 1 BODY[] {%d}\r\n%b RFC822.SIZE 3)\r\n"
+        b"* 1 FETCH (UID 1 FLAGS (\\Recent))\r\n{tag} OK done\r\n" % (len(raw), raw)
+    )
+    rules = [Rule(r"UID FETCH 1 \(UID BODY", noise)]
+    with ScriptedImap(messages={1: raw}, rules=rules) as server:
+        polled(add(server))
+    assert stored() == [raw]
+
+
+def test_a_message_that_is_listed_but_never_sent_gets_a_verdict_and_blocks_nothing(
+    system: System,
+) -> None:
+    # Given a server that leaves out message 2 whenever it is asked for
+    mail = {uid: message(f"number {uid}") for uid in (1, 2, 3)}
+    with ScriptedImap(messages=mail) as server:
+        whole = server._fetch
+
+        def without_two(verb: str) -> bytes:
+            if "BODY.PEEK" not in verb:
+                return whole(verb)
+            kept = dict(server.messages)
+            server.messages = {uid: raw for uid, raw in kept.items() if uid != 2}
+            try:
+                return whole(verb)
+            finally:
+                server.messages = kept
+
+        server.rules = [
+            Rule(
+                r"UID FETCH .*BODY",
+                lambda: without_two(server.commands[-1].upper()) + b"{tag} OK\r\n",
+            )
+        ]
+        account = polled(add(server))
+        # Then the others are stored, and the one left out is waiting, not forgotten
+        assert stored() == [mail[1], mail[3]] or stored() == [mail[3], mail[1]]
+        with database.connected():
+            (failure,) = EmailFetchFailure.select()
+        assert (failure.uid, failure.verdict) == (2, "waiting")
+        # When the server sends it after all, it is stored and no verdict is left
+        server.rules = []
+        with database.transaction():
+            EmailFetchFailure.update(next_attempt_at=database.now()).execute()
+        polled(account)
+    assert sorted(stored()) == sorted(mail.values())
+    with database.connected():
+        assert EmailFetchFailure.select().count() == 0
+
+
+def test_a_message_removed_between_list_and_fetch_is_gone(system: System) -> None:
+    mail = {1: message("one"), 2: message("two")}
+    with ScriptedImap(messages=mail) as server:
+
+        def expunge() -> bytes:
+            server.messages.pop(2, None)
+            return server._fetch(server.commands[-1].upper()) + b"{tag} OK done\r\n"
+
+        server.rules = [Rule(r"UID FETCH .*BODY", expunge)]
+        account = polled(add(server))
+    assert stored() == [mail[1]]
+    with database.connected():
+        (failure,) = EmailFetchFailure.select()
+    assert (failure.uid, failure.verdict) == (2, "gone")
+    assert account.last_error is None
+
+
+@pytest.mark.parametrize("sent", [0, 1, 20])
+def test_a_connection_that_ends_inside_a_message_stores_no_part_of_it(
+    system: System, sent: int
+) -> None:
+    raw = message("whole")
+    cut = b"* 1 FETCH (UID 1 BODY[] {%d}\r\n%b" % (len(raw), raw[:sent]) + CLOSE
+    with ScriptedImap(messages={1: raw}, rules=[Rule(r"UID FETCH .*BODY", cut, times=1)]) as server:
+        account = polled(add(server))
+        assert account.last_error_kind == "connection_lost"
+        assert stored() == []
+        with database.transaction():
+            EmailFetchFailure.update(next_attempt_at=database.now()).execute()
+        account = polled(account)
+    assert stored() == [raw]
+    assert account.failures == 0
+
+
+def test_a_message_that_always_breaks_the_connection_holds_back_no_other(system: System) -> None:
+    mail = {uid: message(f"number {uid}") for uid in range(1, 6)}
+
+    with ScriptedImap(messages=mail) as server:
+
+        def poison() -> bytes:
+            verb = server.commands[-1].upper()
+            answer = server._fetch(verb)
+            return (
+                answer.partition(b"Subject: number 3")[0] + CLOSE
+                if b"number 3" in answer
+                else (answer + b"{tag} OK done\r\n")
+            )
+
+        server.rules = [Rule(r"UID FETCH .*BODY", poison)]
+        account = add(server)
+        for _ in range(4):
+            account = polled(account)
+            with database.transaction():
+                EmailFetchFailure.update(next_attempt_at=database.now()).execute()
+    assert sorted(stored()) == sorted(raw for uid, raw in mail.items() if uid != 3)
+    with database.connected():
+        (failure,) = EmailFetchFailure.select()
+    assert failure.uid == 3
+
+
+def test_a_changed_uidvalidity_stores_nothing_twice(system: System) -> None:
+    mail = {1: message("one"), 2: message("two")}
+    with ScriptedImap(messages=mail) as server:
+        account = polled(add(server))
+        server.uidvalidity = 2
+        server.messages = {10: mail[1], 11: mail[2], 12: message("three")}
+        polled(account)
+    assert len(stored()) == 3
+    with database.connected():
+        from mailpoll.models import EmailLocation
+
+        assert EmailLocation.select().count() == 5
+
+
+def test_a_server_without_uidnext_is_polled_all_the_same(system: System) -> None:
+    mail = {5: message("five")}
+    bare = b"* 1 EXISTS\r\n* OK [UIDVALIDITY 1] ok\r\n{tag} OK done\r\n"
+    rules = [Rule("EXAMINE", bare), Rule("STATUS", b"* STATUS INBOX ()\r\n{tag} OK done\r\n")]
+    with ScriptedImap(messages=mail, rules=rules) as server:
+        account = polled(add(server))
+        server.messages[9] = message("nine")
+        polled(account)
+    assert sorted(stored()) == sorted(server.messages.values())
+
+
+def test_a_sparse_mailbox_with_huge_uids_is_imported_in_few_commands(system: System) -> None:
+    mail = {uid: message(f"number {uid}") for uid in (3, 70_000, 4_294_967_290)}
+    with ScriptedImap(messages=mail) as server:
+        polled(add(server))
+    assert sorted(stored()) == sorted(mail.values())
+    assert len(server.commands) < 40
+
+
+def test_the_identity_is_sent_before_a_folder_is_opened(system: System) -> None:
+    with ScriptedImap(messages={1: message("one")}, capabilities=b"IMAP4rev1 ID") as server:
+        polled(add(server))
+    names = [command.split()[0].upper() for command in server.commands]
+    assert names.index("ID") < names.index("EXAMINE")
+
+
+def test_nothing_but_reading_commands_is_ever_sent(system: System) -> None:
+    with ScriptedImap(messages={1: message("one"), 2: message("x" * 30_000)}) as server:
+        polled(add(server))
+    verbs = {command.split()[0].upper() for command in server.commands}
+    assert verbs <= {"CAPABILITY", "LOGIN", "LIST", "STATUS", "EXAMINE", "UID", "LOGOUT"}
+    fetches = [command for command in server.commands if command.startswith("UID FETCH")]
+    assert all("BODY[" not in command for command in fetches)
+
+
+def test_a_literal_without_end_and_a_line_without_end_are_refused(system: System) -> None:
+    for answer in (
+        b"* 1 FETCH (UID 1 BODY[] {107374182400}\r\n",
+        b"* " + b"x" * 17_000_000 + b"\r\n",
+        b"* 1 FETCH " + b"(" * 100_000 + b"\r\n",
+    ):
+        rules = [Rule(r"UID FETCH", answer)]
+        with ScriptedImap(messages={1: message("one")}, rules=rules) as server:
+            account = polled(add(server))
+            assert account.last_error_kind == "protocol_error"
+        with database.transaction():
+            from mailpoll.models import EmailFolder
+
+            EmailFetchFailure.delete().execute()
+            EmailFolder.delete().execute()
+            EmailAccount.delete().execute()
+
+
+def test_a_silent_server_frees_the_poller_after_the_time_out(system: System) -> None:
+    with ScriptedImap(rules=[Rule("LIST", b"")]) as server:
+        account = polled(add(server))
+    assert account.last_error_kind == "timed_out"
