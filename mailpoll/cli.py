@@ -28,7 +28,7 @@ UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, peewee.Programmin
 class Failure(click.ClickException):
     """One line on standard error, exit code 1."""
 
-    def show(self, file: Any = None) -> None:
+    def show(self, file: Any = None) -> None:  # noqa: ARG002
         click.echo(f"mailpoll: {self.message}", err=True)
 
 

@@ -63,7 +63,8 @@ def offer(actor: "Actor[..., Any]", row_id: int) -> bool:
     try:
         actor.send(row_id)
     except redis.RedisError as error:
-        log.warning("not enqueued; a sweep will", actor=actor.actor_name, error=type(error).__name__)
+        kind = type(error).__name__
+        log.warning("not enqueued; a sweep will", actor=actor.actor_name, error=kind)
         return False
     return True
 

@@ -47,7 +47,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, populate_by_name=True, hide_input_in_errors=True)
 
-    data_dir: Path = Field(Path("data"), alias="MAILPOLL_DATA_DIR")
+    data_dir: Path = Field(Path("data"), alias="MAILPOLL_DATA_DIR", validate_default=True)
     database_url: str = Field("", alias="DATABASE_URL")
     database_pool: int = Field(8, alias="MAILPOLL_DATABASE_POOL", ge=1, le=200)
     redis_url: str = Field("", alias="REDIS_URL")

@@ -68,7 +68,7 @@ class Request(BaseModel):
 
 
 class NewAccount(Request):
-    """A mailbox to poll. Host and port default to ``imap.<domain>`` and the port of ``security``."""
+    """A mailbox to poll. Host and port default to ``imap.<domain>`` and ``security``'s port."""
 
     address: Text = Field(examples=["me@example.org"])
     password: Secret = Field(description="Password, app password, or OAuth 2 access token")
@@ -358,6 +358,21 @@ class Tasks(BaseModel):
     queues: list[Queue]
     tasks: list[TaskStats]
     dead: list[DeadTask]
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: str
+
+
+class Readiness(BaseModel):
+    """``ready``: all parts answer."""
+
+    ready: bool
+    database: bool
+    queue: bool
+    storage: bool
 
 
 class Problem(BaseModel):
