@@ -24,13 +24,13 @@ def install(app: "falcon.App[Any, Any]", broker: Broker) -> None:
     app.add_sink(_sink(DashboardApp(broker, PREFIX)), prefix=PREFIX)
 
 
-def _missing(req: falcon.Request, resp: falcon.Response) -> None:
+def _missing(req: falcon.Request, resp: falcon.Response, **_: Any) -> None:
     raise falcon.HTTPNotFound(
         description="the dashboard is not installed: pip install 'mailpoll[dashboard]'"
     )
 
 
-def _sink(dashboard: Any) -> Callable[[falcon.Request, falcon.Response], None]:
+def _sink(dashboard: Any) -> Callable[..., None]:
     def sink(req: falcon.Request, resp: falcon.Response) -> None:
         environ = {**req.env, "PATH_INFO": req.path.removeprefix(PREFIX) or "/"}
 

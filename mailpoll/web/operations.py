@@ -95,20 +95,24 @@ class DeadRetry:
 
 
 class Health:
+    @api.validate(resp=Response(HTTP_200=schemas.Health), security={}, tags=[OPERATIONS])
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Whether this process answers"""
-        resp.media = {"status": "ok"}
+        send(resp, schemas.Health(status="ok"))
 
 
 class Readiness:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
+    @api.validate(
+        resp=Response(HTTP_200=schemas.Readiness, HTTP_503=schemas.Readiness), tags=[OPERATIONS]
+    )
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Whether the database, the queue and the store answer, each by name"""
         parts = {"database": _database, "queue": self._broker.client.ping, "storage": _storage}
         found = {name: _answers(check) for name, check in parts.items()}
-        resp.media = {"ready": all(found.values()), **found}
+        send(resp, schemas.Readiness(ready=all(found.values()), **found))
         if not all(found.values()):
             resp.status = falcon.HTTP_503
 
@@ -140,6 +144,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(Figures(broker))
 
+    @api.validate(resp=Response("HTTP_200"), tags=[OPERATIONS])
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Prometheus metrics"""
         resp.content_type = "text/plain; version=0.0.4; charset=utf-8"
