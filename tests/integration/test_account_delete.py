@@ -1,0 +1,195 @@
+"""``DELETE /admin/email-accounts/{id}``: everything of the account goes, whatever is going on."""
+
+import itertools
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from mailpoll import actors, database, queues
+from mailpoll.actors.delete import LEASE
+from mailpoll.models import EmailJob
+from tests.integration.rows import account_row, blobs, change_jobs, counts
+from tests.integration.system import System, message, wait_until
+
+URL = "/admin/email-accounts"
+ATTACHED = (
+    'Content-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\n\r\ntext\r\n--b\r\n'
+    'Content-Disposition: attachment; filename="a{0}.bin"\r\n\r\nattached {0}\r\n--b--\r\n'
+)
+
+
+def letters(count: int) -> list[bytes]:
+    return [f"Subject: {n}\r\n".encode() + ATTACHED.format(n).encode() for n in range(count)]
+
+
+def delete(system: System, account: str, status: int = 202) -> dict[str, object]:
+    answer = system.api.simulate_delete(f"{URL}/{account}")
+    assert answer.status_code == status, answer.text
+    return dict(answer.json)
+
+
+def done(system: System, job: dict[str, object]) -> bool:
+    return bool(system.get(f"/admin/jobs/{job['id']}")["state"] == "done")
+
+
+def keys(system: System) -> set[str]:
+    """Every entry of every queue, dead and delayed ones too."""
+    return {
+        f"{key.decode()} {field.decode()}"
+        for key in system.broker.client.scan_iter("mailpoll:*.msgs")
+        for field in system.broker.client.hkeys(key)
+    }
+
+
+def test_nothing_is_left(system: System, address: str) -> None:
+    # Given an account with mail, attachments, an unfetched message and queue entries
+    system.dovecot.deliver_many(address, letters(250))
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    row = account_row(account)
+    (first, *_) = system.messages(account)
+    actors.poll_account.send(row.id)
+    actors.poll_account.send_with_options(args=(row.id,), delay=3_600_000)
+    actors.continue_import.send(row.id)
+    # When it is deleted
+    job = delete(system, account)
+    # Then nothing can be read any more, at once
+    for path in ("", "/stats", "/messages"):
+        assert system.api.simulate_get(f"{URL}/{account}{path}").status_code == 404
+    for path in ("", "/raw", "/attachments/0"):
+        assert system.api.simulate_get(f"/admin/messages/{first['id']}{path}").status_code == 404
+    for verb in ("poll", "pause", "resume", "test"):
+        system.post(f"{URL}/{account}/{verb}", 404)
+    assert system.api.simulate_patch(f"{URL}/{account}", json={}).status_code == 404
+    system.post(f"/admin/messages/{first['id']}/retry", 404)
+    assert system.get(URL)["items"] == []
+    # And its secrets are gone
+    row = account_row(account)
+    assert (row.credential, row.username) == ("", "")
+    assert address not in row.address
+    # And when the job is done, so is everything else
+    system.work_until(lambda: done(system, job))
+    assert counts() == {"email_jobs": 1}
+    assert blobs(account) == []
+    assert keys(system) == set()
+    shown = system.get(f"/admin/jobs/{job['id']}")
+    assert shown["counts"]["messages"] == 250
+    assert shown["counts"]["blobs"] == 500
+    assert shown["finished_at"] is not None
+    assert system.get("/admin/stats")["messages"] == 0
+
+
+def test_asking_twice_answers_with_the_same_job(system: System, address: str) -> None:
+    account = system.add_account(address)
+    job = delete(system, account)
+    assert delete(system, account)["id"] == job["id"]
+    system.work_until(lambda: done(system, job))
+    again = delete(system, account, 200)
+    assert (again["id"], again["state"]) == (job["id"], "done")
+    assert counts() == {"email_jobs": 1}
+
+
+def test_other_accounts_keep_everything(system: System, address: str) -> None:
+    other = f"other-{address}"
+    for name in (address, other):
+        system.dovecot.deliver_many(name, letters(3))
+    kept, deleted = system.add_account(other), system.add_account(address)
+    for account in (kept, deleted):
+        system.poll_and_process(account)
+    before = system.messages(kept)
+    job = delete(system, deleted)
+    system.work_until(lambda: done(system, job))
+    assert system.messages(kept) == before
+    for item in before:
+        for path in ("raw", "attachments/0"):
+            url = f"/admin/messages/{item['id']}/{path}"
+            assert system.api.simulate_get(url).status_code == 200
+
+
+def test_the_address_can_be_added_again(system: System, address: str) -> None:
+    system.dovecot.deliver(address, message("kept at the server"))
+    first = system.add_account(address)
+    job = delete(system, first)
+    second = system.add_account(address)
+    assert second != first
+    system.poll_and_process(second)
+    system.work_until(lambda: done(system, job))
+    assert len(system.messages(second)) == 1
+    assert system.api.simulate_get(f"{URL}/{first}").status_code == 404
+
+
+def test_deleting_while_mail_comes_in_leaves_nothing(system: System, address: str) -> None:
+    # Given workers that are importing
+    system.dovecot.deliver_many(address, letters(600))
+    account = system.add_account(address)
+    with system.workers(8):
+        wait_until(lambda: system.get(f"{URL}/{account}/stats")["messages"] > 0)
+        # When the account is deleted
+        job = delete(system, account)
+        wait_until(lambda: done(system, job))
+        wait_until(lambda: not keys(system))
+        # A poll that stores while the stores are emptied takes its blobs away again itself
+        wait_until(lambda: not blobs(account))
+    # Then what they were doing left nothing either
+    assert counts() == {"email_jobs": 1}
+    assert blobs(account) == []
+
+
+@pytest.mark.parametrize("step", ["queues", "messages", "account", "blobs"])
+def test_a_job_whose_worker_died_is_resumed_when_its_lease_ends(
+    system: System, address: str, step: str
+) -> None:
+    system.dovecot.deliver_many(address, letters(3))
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    job = delete(system, account)
+    with database.connected():
+        row = EmailJob.get(EmailJob.uuid == job["id"])
+    system.broker.flush_all()
+    # Given a worker that did all before this step and died in it, holding the lease
+    steps = ["queues", "messages", "account", "blobs"]
+    for done_before in itertools.takewhile(lambda name: name != step, steps):
+        _run_step(system, row, done_before)
+    change_jobs(lease_until=database.now() + timedelta(seconds=LEASE), step=step)
+    # Then nobody else takes the job while the lease holds
+    actors.delete_account.fn(row.id)
+    assert not done(system, job)
+    # And the sweep hands it out afterwards
+    change_jobs(lease_until=database.now() - timedelta(seconds=1))
+    actors.sweep.fn()
+    system.work_until(lambda: done(system, job))
+    assert counts() == {"email_jobs": 1}
+    assert blobs(account) == []
+
+
+def _run_step(system: System, row: EmailJob, step: str) -> None:
+    from mailpoll.actors import delete as steps
+
+    match step:
+        case "queues":
+            queues.forget(system.broker, row.account_id, set())
+        case "messages":
+            while steps._delete_messages(row):
+                pass
+        case "account":
+            steps._delete_account_rows(row)
+
+
+def test_a_job_that_is_done_is_not_run_again(system: System, address: str) -> None:
+    account = system.add_account(address)
+    job = delete(system, account)
+    system.work_until(lambda: done(system, job))
+    before = system.get(f"/admin/jobs/{job['id']}")
+    with database.connected():
+        actors.delete_account.fn(EmailJob.get(EmailJob.uuid == job["id"]).id)
+    assert system.get(f"/admin/jobs/{job['id']}") == before
+
+
+def test_an_account_that_is_not_there(system: System) -> None:
+    assert delete(system, str(uuid4()), 404)["status"] == 404
+
+
+@pytest.mark.parametrize("job", ["1", "%00", "00000000-0000-4000-8000-000000000000"])
+def test_a_job_that_is_not_there(system: System, job: str) -> None:
+    assert system.api.simulate_get(f"/admin/jobs/{job}").status_code == 404

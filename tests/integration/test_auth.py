@@ -1,0 +1,146 @@
+"""Who may ask: a bearer token, or Basic for browsers; nothing but ``/healthz`` without."""
+
+import base64
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import falcon
+import falcon.testing
+import pytest
+
+from mailpoll.web import auth
+from mailpoll.web.app import create_app
+from tests.integration.conftest import _embedded, run_system
+from tests.integration.system import TOKEN, System
+from tests.servers.dovecot import Dovecot
+
+ID = "00000000-0000-4000-8000-000000000000"
+ORIGIN = "http://falconframework.org"  # where the test client says that it is
+MORE = ["/dashboard", "/dashboard/", "/dashboard/queues/poll", "/docs/assets/swagger-ui.css"]
+
+
+def routes() -> Iterator[tuple[str, str]]:
+    """Every method of every route in the router, with its parameters filled in."""
+
+    def walk(nodes: Any) -> Iterator[tuple[str, str]]:
+        for node in nodes:
+            if node.resource is not None:
+                path = re.sub(r"\{\w+:uuid\}", ID, node.uri_template)
+                for method in node.method_map.keys() - {"WEBSOCKET"}:
+                    yield method, re.sub(r"\{[^}]*\}", "1", path)
+            yield from walk(node.children)
+
+    yield from walk(create_app()._router._roots)
+
+
+def basic(password: str, user: str = "admin") -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def stranger(embedded: System) -> falcon.testing.TestClient:
+    return falcon.testing.TestClient(embedded.api.app)
+
+
+def test_every_route_needs_a_token(embedded: System) -> None:
+    found = set(routes())
+    assert len({path for _, path in found}) >= 20
+    for method, path in [*found, *(("GET", path) for path in MORE), ("GET", "/nowhere")]:
+        answer = stranger(embedded).simulate_request(method, path)
+        if path == "/healthz":
+            assert answer.status_code in (200, 405)
+        else:
+            assert answer.status_code == 401, (method, path)
+            assert "Bearer" in answer.headers["www-authenticate"]
+            assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", ["/healthz/", "//healthz", "/healthz/../admin/stats", "/HEALTHZ"])
+def test_nothing_that_looks_like_the_open_route_is_open(embedded: System, path: str) -> None:
+    assert stranger(embedded).simulate_get(path).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer x",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN.swapcase()}",
+        "Bearer é",
+        f"Token {TOKEN}",
+        TOKEN,
+        "Basic",
+        "Basic !!!",
+        "Basic é",
+        basic(""),
+        basic("x"),
+        "Basic " + base64.b64encode(TOKEN.encode()).decode(),
+        basic("x", user=TOKEN),
+    ],
+    ids=map(str, range(17)),  # tokens differ between the processes of a run
+)
+def test_what_is_not_the_token_is_refused(embedded: System, header: str) -> None:
+    answer = stranger(embedded).simulate_get("/admin/stats", headers={"Authorization": header})
+    assert answer.status_code == 401
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [f"Bearer {TOKEN}", f"bearer {TOKEN}", basic(TOKEN), basic(TOKEN, "anyone")],
+    ids=map(str, range(4)),
+)
+def test_the_token_opens(embedded: System, header: str) -> None:
+    answer = stranger(embedded).simulate_get("/admin/stats", headers={"Authorization": header})
+    assert answer.status_code == 200
+
+
+def test_each_of_several_tokens_opens(
+    request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot
+) -> None:
+    tokens = ["a" * 20, "b" * 20]
+    variables = _embedded(request, tmp_path)
+    for system in run_system(variables, tmp_path, dovecot, MAILPOLL_API_TOKEN=",".join(tokens)):
+        for token in tokens:
+            headers = {"Authorization": f"Bearer {token}"}
+            assert stranger(system).simulate_get("/admin/stats", headers=headers).status_code == 200
+
+
+def test_tokens_are_compared_in_constant_time() -> None:
+    source = Path(auth.__file__).read_text()
+    assert "hmac.compare_digest(given, token)" in source
+    # and with all of them, so that the time does not tell which one was near
+    assert "any(matches)" in source
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ({}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Referer": "https://evil.example/falconframework.org"}, 403),
+        ({"Origin": "http://falconframework.org.evil.example"}, 403),
+        ({"Origin": "http://falconframework.org@evil.example"}, 403),
+        ({"Origin": ORIGIN}, 404),
+        ({"Referer": f"{ORIGIN}/docs"}, 404),
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+def test_another_site_cannot_use_a_browsers_login(
+    embedded: System, method: str, origin: dict[str, str], status: int
+) -> None:
+    path = f"/admin/email-accounts/{ID}" + ("/poll" if method == "POST" else "")
+    headers = {"Authorization": basic(TOKEN), **origin}
+    answer = stranger(embedded).simulate_request(method, path, headers=headers)
+    assert answer.status_code == status
+
+
+def test_a_bearer_token_needs_no_origin(embedded: System) -> None:
+    embedded.post(f"/admin/email-accounts/{ID}/poll", 404)

@@ -1,0 +1,72 @@
+"""The OpenAPI document and the docs page, which must work offline."""
+
+import re
+
+import pytest
+from openapi_spec_validator import validate
+
+from tests.integration.system import System
+
+
+def test_the_document_is_valid(embedded: System) -> None:
+    validate(embedded.get("/openapi.json"))
+
+
+def test_the_document_lists_what_there_is(embedded: System) -> None:
+    listed = {
+        (method.upper(), re.sub(r"\{\w+\}", "*", path))
+        for path, methods in embedded.get("/openapi.json")["paths"].items()
+        for method in methods
+    }
+    assert listed == {
+        ("GET", "/admin/email-accounts"),
+        ("POST", "/admin/email-accounts"),
+        ("GET", "/admin/email-accounts/*"),
+        ("PATCH", "/admin/email-accounts/*"),
+        ("DELETE", "/admin/email-accounts/*"),
+        ("GET", "/admin/email-accounts/*/stats"),
+        ("GET", "/admin/email-accounts/*/messages"),
+        *(("POST", f"/admin/email-accounts/*/{v}") for v in ("test", "poll", "pause", "resume")),
+        ("GET", "/admin/messages/*"),
+        ("GET", "/admin/messages/*/raw"),
+        ("GET", "/admin/messages/*/attachments/*"),
+        ("POST", "/admin/messages/*/retry"),
+        ("GET", "/admin/jobs/*"),
+        ("GET", "/admin/stats"),
+        ("GET", "/admin/tasks"),
+        ("POST", "/admin/tasks/dead/*/retry"),
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
+        ("GET", "/metrics"),
+    }
+
+
+def test_the_document_never_gives_a_password_back(embedded: System) -> None:
+    schemas = embedded.get("/openapi.json")["components"]["schemas"]
+    for name, schema in schemas.items():
+        if "password" in schema.get("properties", {}):
+            assert "NewAccount" in name or "AccountChange" in name
+
+
+def test_the_page_asks_no_other_host(embedded: System) -> None:
+    page = embedded.api.simulate_get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "//" not in page.text.replace("</", "")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "//" not in embedded.api.simulate_get("/docs/start.js").text
+
+
+def test_what_the_page_needs_is_served(embedded: System) -> None:
+    page = embedded.api.simulate_get("/docs").text
+    needed = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(needed) == 4
+    for path in needed:
+        answer = embedded.api.simulate_get(path)
+        assert answer.status_code == 200
+        assert answer.content
+        assert "json" not in answer.headers["content-type"]
+
+
+@pytest.mark.parametrize("path", ["../__init__.py", "..%2f__init__.py", "%2e%2e/__init__.py", ""])
+def test_nothing_beside_the_assets_is_served(embedded: System, path: str) -> None:
+    assert embedded.api.simulate_get(f"/docs/assets/{path}").status_code == 404

@@ -1,0 +1,154 @@
+"""``GET /admin/email-accounts/{id}/messages``."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mailpoll.web import paging
+from tests.integration.rows import change_messages
+from tests.integration.system import System, message
+
+URL = "/admin/email-accounts"
+#: INTERNALDATE of the first message, in seconds since 1970; each next one is a day later.
+START = 1_700_000_000
+DAY = 86_400
+
+
+def deliver(system: System, address: str, numbers: range, folder: str = "INBOX") -> None:
+    for n in numbers:
+        raw = message(f"number {n}")
+        system.dovecot.deliver(address, raw, folder, received_at=START + n * DAY)
+
+
+@pytest.fixture
+def account(system: System, address: str) -> str:
+    """A mailbox with five messages a day apart, two of them in another folder."""
+    deliver(system, address, range(3))
+    deliver(system, address, range(3, 5), "Ordner/ä & b")
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    return account
+
+
+def subjects(items: list[dict[str, Any]]) -> list[str]:
+    return [item["subject"].removeprefix("number ") for item in items]
+
+
+def pages(system: System, account: str, **query: Any) -> Iterator[list[dict[str, Any]]]:
+    cursor: dict[str, str] = {}
+    while True:
+        page = system.get(f"{URL}/{account}/messages", **query, **cursor)
+        yield page["items"]
+        if page["next"] is None:
+            return
+        cursor = {"cursor": page["next"]}
+
+
+def test_the_newest_comes_first(system: System, account: str) -> None:
+    assert subjects(system.messages(account)) == ["4", "3", "2", "1", "0"]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 200])
+def test_pages_have_every_message_once(system: System, account: str, limit: int) -> None:
+    found = list(pages(system, account, limit=limit))
+    assert all(len(items) <= limit for items in found)
+    assert subjects([item for items in found for item in items]) == ["4", "3", "2", "1", "0"]
+
+
+def test_pages_stay_stable_while_mail_comes_in(system: System, account: str, address: str) -> None:
+    # Given a client in the middle of the list
+    reading = pages(system, account, limit=2)
+    seen = [*next(reading)]
+    # When newer mail arrives, and mail with a time in between
+    deliver(system, address, range(9, 11))
+    system.dovecot.deliver(address, message("number 3"), received_at=START + 3 * DAY + 5)
+    system.poll_and_process(account)
+    # Then the rest follows without gap or repetition
+    seen += [item for items in reading for item in items]
+    assert subjects(seen) == ["4", "3", "2", "1", "0"]
+
+
+def test_messages_of_the_same_moment_are_told_apart(system: System, address: str) -> None:
+    raws = [message(f"number {n}") for n in range(7)]
+    system.dovecot.deliver_many(address, raws, received_at=START)
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    found = [item["id"] for items in pages(system, account, limit=2) for item in items]
+    assert len(set(found)) == len(found) == 7
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"folder": "Ordner/ä & b"}, ["4", "3"]),
+        ({"folder": "INBOX"}, ["2", "1", "0"]),
+        ({"folder": "inbox' OR ''='"}, []),
+        ({"since": "2023-11-16T22:13:20Z"}, ["4", "3", "2"]),
+        ({"since": "2023-11-16T23:13:20+01:00"}, ["4", "3", "2"]),
+        ({"since": "2023-11-16T22:13:20"}, ["4", "3", "2"]),
+        ({"before": "2023-11-16T22:13:20Z"}, ["1", "0"]),
+        ({"since": "2023-11-15T00:00:00Z", "before": "2023-11-17T00:00:00Z"}, ["2", "1"]),
+        ({"since": "2023-11-15"}, ["4", "3", "2", "1"]),
+        ({"status": "processed"}, ["4", "3", "2", "1", "0"]),
+        ({"status": "failed"}, []),
+        ({"status": "stored"}, []),
+        ({"sha256": "0" * 64}, []),
+        ({"message_id": "nobody@example.org"}, []),
+    ],
+)
+def test_filters(system: System, account: str, query: dict[str, str], expected: list[str]) -> None:
+    found = [item for items in pages(system, account, limit=2, **query) for item in items]
+    assert subjects(found) == expected
+
+
+def test_the_hash_and_the_message_id_find_their_message(system: System, account: str) -> None:
+    wanted = system.messages(account)[2]
+    whole = system.get(f"/admin/messages/{wanted['id']}")
+    for query in ({"sha256": wanted["sha256"]}, {"message_id": whole["message_id"]}):
+        found = system.get(f"{URL}/{account}/messages", **query)["items"]
+        assert [item["id"] for item in found] == [wanted["id"]]
+
+
+def test_failed_messages_can_be_listed(system: System, account: str) -> None:
+    change_messages(status="failed", error="because")
+    found = system.get(f"{URL}/{account}/messages", status="failed")["items"]
+    assert {item["error"] for item in found} == {"because"}
+    assert len(found) == 5
+
+
+def test_mail_of_other_accounts_is_not_listed(system: System, account: str, address: str) -> None:
+    other = system.add_account(f"other-{address}")
+    assert system.messages(other) == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=201",
+        "limit=1000000000000",
+        "status=gone",
+        "since=never",
+        "since=1700000000",
+        "since=0001-01-01T00:00:00%2B14:00",
+        "before=9999-12-31T23:59:59-14:00",
+        "before=99999-01-01",
+        "sha256=xyz",
+        "sha256=" + "A" * 64,
+        "folder=%00",
+        "message_id=%00",
+        "order=subject",
+        "cursor=x",
+        "cursor=W10",
+        f"cursor={paging.encode(5)}",
+        f"cursor={paging.encode(5, 5)}",
+        "cursor=WyIwMDAxLTAxLTAxVDAwOjAwOjAwKzE0OjAwIiwxXQ",
+        "cursor=WyJ0b2RheSIsMV0",
+    ],
+)
+def test_a_wrong_query_is_named(embedded: System, address: str, query: str) -> None:
+    account = embedded.add_account(address)
+    answer = embedded.api.simulate_get(f"{URL}/{account}/messages", query_string=query)
+    assert answer.status_code == 422, answer.text
+    assert answer.json["errors"][0]["field"] == query.partition("=")[0]

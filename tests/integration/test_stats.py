@@ -1,0 +1,92 @@
+"""``GET /admin/stats`` and ``GET /admin/email-accounts/{id}/stats``."""
+
+from datetime import timedelta
+from email.message import EmailMessage
+from email.policy import SMTP
+
+from mailpoll import database
+from tests.integration.rows import change_accounts, change_messages
+from tests.integration.system import System, message
+
+URL = "/admin/email-accounts"
+#: 14 November 2023, 22:13:20 UTC, in seconds since 1970.
+START = 1_700_000_000
+
+
+def with_attachment() -> bytes:
+    mail = EmailMessage(policy=SMTP)
+    mail["Subject"] = "attached"
+    mail.set_content("text\n")
+    mail.add_attachment(b"12345", maintype="application", subtype="pdf", filename="a.pdf")
+    return mail.as_bytes()
+
+
+def test_an_empty_installation_has_zeros(system: System) -> None:
+    found = system.get("/admin/stats")
+    assert found["accounts"] == {"active": 0, "paused": 0, "auth_failed": 0, "deleting": 0}
+    assert (found["messages"], found["bytes"], found["days"]) == (0, 0, [])
+    assert found["by_status"] == {"stored": 0, "processed": 0, "failed": 0}
+    assert found["late_accounts"] == 0
+
+
+def test_the_figures_are_those_of_the_mail(system: System, address: str) -> None:
+    raws = [message("a"), message("b"), with_attachment()]
+    system.dovecot.deliver(address, raws[0], received_at=START)
+    system.dovecot.deliver(address, raws[1], received_at=START + 86_400)
+    system.dovecot.deliver(address, raws[2], folder="Files", received_at=START + 86_400)
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    found = system.get(f"{URL}/{account}/stats")
+    size = sum(map(len, raws))
+    assert (found["messages"], found["bytes"]) == (3, size)
+    assert (found["attachments"], found["attachment_bytes"]) == (1, 5)
+    assert found["by_status"] == {"stored": 0, "processed": 3, "failed": 0}
+    kind = system.get("/admin/stats")["storage"]
+    assert found["by_storage_type"] == {"local": 0, "oss": 0, kind: 4}
+    folders = {folder["name"]: folder for folder in found["folders"]}
+    assert (folders["INBOX"]["messages"], folders["Files"]["messages"]) == (2, 1)
+    assert folders["INBOX"]["bytes"] == len(raws[0]) + len(raws[1])
+    assert folders["INBOX"]["server_messages"] == 2
+    assert folders["INBOX"]["imported"] is True
+    days = {day["day"]: day for day in found["days"]}
+    assert days["2023-11-14"]["messages"] == 1
+    assert days["2023-11-15"]["messages"] == 2
+    assert days["2023-11-15"]["attachments"] == 1
+    assert found["last_error"] is None
+    assert found["poll_duration_ms"] is not None
+    overall = system.get("/admin/stats")
+    for name in ("messages", "bytes", "attachments", "attachment_bytes", "by_status", "days"):
+        assert overall[name] == found[name]
+
+
+def test_all_accounts_are_summed(system: System, address: str) -> None:
+    for name in (address, f"other-{address}"):
+        system.dovecot.deliver(name, message(name))
+        system.poll_and_process(system.add_account(name))
+    paused = system.add_account(f"third-{address}")
+    system.post(f"{URL}/{paused}/pause")
+    found = system.get("/admin/stats")
+    assert found["messages"] == 2
+    assert found["accounts"] == {"active": 2, "paused": 1, "auth_failed": 0, "deleting": 0}
+
+
+def test_what_is_late_or_failed_shows(system: System, address: str) -> None:
+    system.dovecot.deliver(address, message("x"))
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    earlier = database.now() - timedelta(minutes=10)
+    change_accounts(next_poll_at=earlier, last_error="broken", last_error_kind="unreachable")
+    change_messages(status="failed", stored_at=earlier)
+    found = system.get("/admin/stats")
+    assert found["late_accounts"] == 1
+    assert found["by_status"] == {"stored": 0, "processed": 0, "failed": 1}
+    change_messages(status="stored")
+    assert system.get("/admin/stats")["oldest_pending_seconds"] >= 600
+    assert system.get(f"{URL}/{account}/stats")["last_error"] == "broken"
+
+
+def test_a_failed_login_shows_its_reason(system: System, address: str) -> None:
+    account = system.add_account(address, password="wrong", test=False)
+    url = f"{URL}/{account}/stats"
+    system.work_until(lambda: system.get(url)["last_error"])
+    assert system.get(url)["last_error_kind"] == "auth_failed"
