@@ -11,7 +11,14 @@ import peewee
 from . import database, runtime
 from .crypto import DecryptionError
 from .imap import Fault, ImapError, Login, connect, hosts, providers, selectable
-from .models import AccountState, EmailAccount, EmailJob, EmailRawMessage, MessageStatus
+from .models import (
+    AccountState,
+    EmailAccount,
+    EmailFolder,
+    EmailJob,
+    EmailRawMessage,
+    MessageStatus,
+)
 from .settings import settings
 
 #: Seconds that the login before saving may take, all in.
@@ -242,6 +249,14 @@ def expect_poll(account: EmailAccount) -> None:
     """Make an account due now and note that its poll is in the queue."""
     moment = database.now()
     _update(account, {"next_poll_at": moment, "queued_until": moment + timedelta(minutes=2)})
+
+
+def expect_reconcile(account: EmailAccount) -> None:
+    """Let the next poll compare the server's whole lists with what is stored."""
+    table = EmailFolder
+    with database.transaction():
+        table.update(reconciled_at=None).where(table.account == account.id).execute()
+    expect_poll(account)
 
 
 def _update(account: EmailAccount, fields: dict[str, Any]) -> EmailAccount:

@@ -25,6 +25,18 @@ console = Console()
 UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, peewee.ProgrammingError)
 
 
+#: Columns of a folder's proof, as they are shown.
+PROOF = {
+    "server": "server",
+    "stored": "stored",
+    "to import": "to_import",
+    "waiting": "waiting",
+    "unreadable": "unreadable",
+    "missing": "missing",
+    "gone": "gone",
+}
+
+
 class Failure(click.ClickException):
     """One line on standard error, exit code 1."""
 
@@ -332,6 +344,19 @@ def poll(account: str) -> None:
     click.echo("enqueued")
 
 
+@accounts.command("reconcile")
+@click.argument("account")
+@needs_database
+def reconcile(account: str) -> None:
+    """Compare the server's whole lists with what is stored, now."""
+    from . import accounts as service
+
+    row = _find(account)
+    service.expect_reconcile(row)
+    _enqueue_poll(row.id)
+    click.echo("enqueued; see the proof with: mailpoll stats " + row.address)
+
+
 @accounts.command("test")
 @click.argument("account")
 @needs_database
@@ -392,17 +417,37 @@ def _show_account(found: dict[str, Any]) -> None:
     if found["last_error"]:
         console.print(Text("last error: ").append(_shown(found["last_error"])), style="red")
     _show_counts(found)
-    table = Table("folder", "stored", "at server", "unfetched", "import")
+    _show_progress(found)
+    table = Table(
+        "folder",
+        *PROOF,
+        "proved",
+    )
     for folder in found["folders"]:
-        server = folder["server_messages"]
+        proof = folder["proof"] or {}
+        when = folder["proved_at"]
         table.add_row(
             _shown(folder["name"]),
-            f"{folder['messages']:,}",
-            "?" if server is None else f"{server:,}",
-            str(folder["unfetched"]),
-            "done" if folder["imported"] else "going on",
+            *(f"{proof[part]:,}" if part in proof else "?" for part in PROOF.values()),
+            _shown(folder["last_error"])
+            if folder["last_error"]
+            else f"{when:%m-%d %H:%M}"
+            if when
+            else "not yet",
         )
     console.print(table)
+
+
+def _show_progress(found: dict[str, Any]) -> None:
+    progress = found["import"]
+    if progress["left"]:
+        left = progress["seconds_left"]
+        time_left = f", about {left // 60 + 1:,} minutes" if left is not None else ""
+        console.print(
+            f"import: {progress['messages']:,} done, {progress['left']:,} left{time_left}"
+        )
+    if found["delay"]:
+        console.print(Text("delay: ").append(_shown(found["delay"])), style="yellow")
 
 
 def _show_overall(found: dict[str, Any]) -> None:

@@ -49,6 +49,9 @@ class JobState(StrEnum):
     DONE = "done"
 
 
+#: Polls whose lateness is remembered.
+LATENESS_KEPT = 50
+
 FENCE = database.Statement("""
     UPDATE email_accounts SET lease_until = ?
     WHERE id = ? AND lease_token = ? AND state = 'active'
@@ -95,6 +98,8 @@ class EmailAccount(Table):
     #: Milliseconds that the last poll took, and how late it began.
     last_poll_ms = IntegerField(null=True)
     last_lateness_ms = IntegerField(null=True)
+    #: How late the latest polls began, newest last: milliseconds, at most ``LATENESS_KEPT``.
+    recent_lateness_ms = JsonField(null=True)
     imported_at = TimestampField(null=True)
     failures = IntegerField(default=0)
     auth_failures = IntegerField(default=0)
@@ -167,13 +172,9 @@ class EmailAccount(Table):
                 return None
             if account.lease_until and account.lease_until > moment:
                 return None
-            if (
-                due is not None
-                and account.next_poll_at not in (due,)
-                and account.next_poll_at > moment
-            ):
+            if due is not None and account.due != due and account.next_poll_at > moment:
                 return None
-            lateness = (moment - account.next_poll_at).total_seconds() * 1_000
+            lateness = max(0, int((moment - account.next_poll_at).total_seconds() * 1_000))
             taken = (
                 cls.update(
                     lease_token=cls.lease_token + 1,
@@ -181,7 +182,10 @@ class EmailAccount(Table):
                     queued_until=None,
                     next_poll_at=moment + timedelta(seconds=account.poll_interval),
                     last_poll_at=moment,
-                    last_lateness_ms=max(0, int(lateness)),
+                    last_lateness_ms=lateness,
+                    recent_lateness_ms=[*(account.recent_lateness_ms or []), lateness][
+                        -LATENESS_KEPT:
+                    ],
                 )
                 .where(cls.id == account_id, cls.lease_token == account.lease_token)
                 .execute()
@@ -220,6 +224,11 @@ class EmailFolder(Table):
     name = TextField()
     special_use = CharField(32, null=True)
     uidvalidity = BigIntegerField(null=True)
+    #: Raised when the server gives known UIDs to other messages without changing UIDVALIDITY.
+    generation = IntegerField(default=0)
+    #: How often the window was begun anew within a day, and when that was last.
+    restarts = IntegerField(default=0)
+    restarted_at = TimestampField(null=True)
     #: Every UID from low to high has a message or a verdict. New mail is above, the import below.
     low = BigIntegerField(null=True)
     high = BigIntegerField(null=True)
@@ -227,9 +236,16 @@ class EmailFolder(Table):
     uidnext = BigIntegerField(null=True)
     #: Messages at the server when last looked.
     server_messages = BigIntegerField(null=True)
-    #: Locations and their bytes that are stored here.
+    #: Locations of the window and their bytes, and how many of them have left the server.
     messages = BigIntegerField(default=0)
     bytes = BigIntegerField(default=0)
+    expunged = BigIntegerField(default=0)
+    #: The last account of every message that the server counts: see ``mailpoll.sync.proof``.
+    proof = JsonField(null=True)
+    complete = BooleanField(default=False)
+    #: When nothing was missing last, and when the server's whole list was last compared.
+    proved_at = TimestampField(null=True)
+    reconciled_at = TimestampField(null=True)
     gone_at = TimestampField(null=True)
     last_error = TextField(null=True)
     checked_at = TimestampField(null=True)
@@ -311,9 +327,14 @@ class EmailLocation(Table):
     id = IdField()
     folder = ForeignKeyField(EmailFolder, backref="locations", on_delete="RESTRICT", index=False)
     uidvalidity = BigIntegerField()
+    generation = IntegerField(default=0)
     uid = BigIntegerField()
     message = ForeignKeyField(EmailRawMessage, backref="locations", on_delete="RESTRICT")
+    #: RFC822.SIZE and INTERNALDATE as the server told them: a later difference betrays other mail.
+    server_size = BigIntegerField(null=True)
+    internal_date = TimestampField(null=True)
     seen_at = TimestampField()
+    expunged_at = TimestampField(null=True)
 
     class Meta:
         table_name = "email_locations"
@@ -323,7 +344,6 @@ class EmailAttachment(Table):
     """A part of a message that is not its text. ``position`` counts from 0 in message order."""
 
     id = IdField()
-    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
     account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
     message = ForeignKeyField(
         EmailRawMessage, backref="attachments", on_delete="RESTRICT", index=False
@@ -351,6 +371,7 @@ class EmailFetchFailure(Table):
         EmailFolder, backref="fetch_failures", on_delete="RESTRICT", index=False
     )
     uidvalidity = BigIntegerField()
+    generation = IntegerField(default=0)
     uid = BigIntegerField()
     verdict = CharField(16)
     reason = TextField()
@@ -361,6 +382,20 @@ class EmailFetchFailure(Table):
 
     class Meta:
         table_name = "email_fetch_failures"
+
+
+class EmailLeftOut(Table):
+    """A run of UIDs that the account does not want: they arrived before ``import_since``."""
+
+    folder = ForeignKeyField(EmailFolder, on_delete="RESTRICT", index=False)
+    uidvalidity = BigIntegerField()
+    generation = IntegerField()
+    first_uid = BigIntegerField()
+    last_uid = BigIntegerField()
+
+    class Meta:
+        table_name = "email_left_out"
+        primary_key = peewee.CompositeKey("folder", "uidvalidity", "generation", "first_uid")
 
 
 class EmailAccountDay(Table):
@@ -420,6 +455,7 @@ TABLES = [
     EmailLocation,
     EmailAttachment,
     EmailFetchFailure,
+    EmailLeftOut,
     EmailAccountDay,
     EmailJob,
 ]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from peewee import fn
@@ -47,7 +47,10 @@ def account_stats(account: EmailAccount) -> dict[str, Any]:
             "last_success_at": account.last_success_at,
             "next_poll_at": account.next_poll_at,
             "imported_at": account.imported_at,
+            "import": _import_progress(account),
+            "delay": _delay(account),
             "lateness_ms": account.last_lateness_ms,
+            "lateness_p95_ms": _percentile(account.recent_lateness_ms or [], 95),
             "poll_duration_ms": account.last_poll_ms,
             "last_error": account.last_error,
             "last_error_kind": account.last_error_kind,
@@ -65,6 +68,7 @@ def overall_stats() -> dict[str, Any]:
             "by_status": _by_status(totals["messages"], None),
             "by_storage_type": _by_storage_type(totals["messages"] + totals["attachments"], None),
             "unfetched": _unfetched_by_verdict(),
+            "folders": _folders_by_proof(),
             "late_accounts": _late_accounts(),
             "oldest_pending_seconds": _oldest_pending(),
             "storage": str(storage.primary_type),
@@ -128,12 +132,82 @@ def _folders(account: EmailAccount) -> list[dict[str, Any]]:
             "bytes": folder.bytes,
             "server_messages": folder.server_messages,
             "imported": folder.imported,
+            "proof": folder.proof,
+            "complete": folder.complete,
+            "proved_at": _proved_at(folder, account),
+            "uidvalidity": folder.uidvalidity,
+            "low": folder.low,
+            "high": folder.high,
             "unfetched": unfetched.get(folder.id, 0),
             "last_error": folder.last_error,
         }
         for folder in rows.order_by(table.id)
         if account.folders is None or folder.name in account.folders
     ]
+
+
+def _proved_at(folder: EmailFolder, account: EmailAccount) -> datetime | None:
+    """A poll that finds the server's numbers unchanged proves again what was complete before."""
+    if folder.complete and folder.last_error is None and account.last_success_at:
+        return max(folder.proved_at, account.last_success_at)  # type: ignore[no-any-return]
+    return folder.proved_at  # type: ignore[no-any-return]
+
+
+def _folders_by_proof() -> dict[str, int]:
+    """Folders whose every message is accounted for, those that are imported now, and the others."""
+    table = EmailFolder
+    importing = table.low.is_null() | (table.low > 1)
+    kinds = {
+        "complete": table.complete,
+        "importing": ~table.complete & importing,
+        "unproved": ~table.complete & ~importing,
+    }
+    present = table.select(fn.COUNT(table.id)).where(table.gone_at.is_null())
+    return {name: present.where(kind).scalar() for name, kind in kinds.items()}
+
+
+def _import_progress(account: EmailAccount) -> dict[str, Any]:
+    """How far the first import is; ``seconds_left`` at its speed so far, when that is known."""
+    table = EmailFolder
+    rows = table.select().where(table.account == account, table.gone_at.is_null())
+    wanted = [row for row in rows if account.folders is None or row.name in account.folders]
+    unlooked = sum(1 for row in wanted if row.proof is None and row.last_error is None)
+    left = sum(row.proof["to_import"] for row in wanted if row.proof)
+    done = sum(row.messages for row in wanted)
+    if account.imported_at is not None:
+        return {"done": True, "messages": done, "left": 0, "seconds_left": 0}
+    spent = (database.now() - account.created_at).total_seconds()
+    known = done and not unlooked
+    return {
+        "done": False,
+        "messages": done,
+        "left": None if unlooked else left,
+        "seconds_left": int(left * spent / done) if known else None,
+    }
+
+
+def _delay(account: EmailAccount) -> str | None:
+    """Why the mailbox is not polled, or not on time, in words; ``None`` when it is."""
+    if account.state == AccountState.PAUSED:
+        return "paused by an operator: resume it to go on"
+    if account.state == AccountState.AUTH_FAILED:
+        return f"no more logins are tried: {account.last_error}. Change the password, or resume it"
+    ahead = account.next_poll_at - database.now()
+    if account.last_error and ahead > timedelta(0):
+        return f"{account.last_error}. Next try at {account.next_poll_at:%H:%M:%S} UTC"
+    if ahead < -timedelta(minutes=1):
+        return (
+            f"its poll is {-ahead.total_seconds():.0f} s late: it waits for a free poller, or for "
+            "a connection that the limits of its host allow"
+        )
+    return None
+
+
+def _percentile(values: Sequence[int], percent: int) -> int | None:
+    """The nearest-rank percentile."""
+    if not values:
+        return None
+    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
 
 
 def _days(ids: Sequence[int] | None) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ CREATE TABLE email_accounts (
     last_success_at {time},
     last_poll_ms INTEGER,
     last_lateness_ms INTEGER,
+    recent_lateness_ms {json},
     imported_at {time},
     failures INTEGER NOT NULL DEFAULT 0,
     auth_failures INTEGER NOT NULL DEFAULT 0,
@@ -51,12 +52,20 @@ CREATE TABLE email_folders (
     name TEXT NOT NULL,
     special_use VARCHAR(32),
     uidvalidity BIGINT,
+    generation INTEGER NOT NULL DEFAULT 0,
+    restarts INTEGER NOT NULL DEFAULT 0,
+    restarted_at {time},
     low BIGINT,
     high BIGINT,
     uidnext BIGINT,
     server_messages BIGINT,
     messages BIGINT NOT NULL DEFAULT 0,
     bytes BIGINT NOT NULL DEFAULT 0,
+    expunged BIGINT NOT NULL DEFAULT 0,
+    proof {json},
+    complete BOOLEAN NOT NULL DEFAULT FALSE,
+    proved_at {time},
+    reconciled_at {time},
     gone_at {time},
     last_error TEXT,
     checked_at {time},
@@ -108,10 +117,14 @@ CREATE TABLE email_locations (
     id {id},
     folder_id BIGINT NOT NULL REFERENCES email_folders (id),
     uidvalidity BIGINT NOT NULL,
+    generation INTEGER NOT NULL,
     uid BIGINT NOT NULL,
     message_id BIGINT NOT NULL REFERENCES email_raw_messages (id),
+    server_size BIGINT,
+    internal_date {time},
     seen_at {time} NOT NULL,
-    UNIQUE (folder_id, uidvalidity, uid)
+    expunged_at {time},
+    UNIQUE (folder_id, uidvalidity, generation, uid)
 );
 CREATE INDEX email_locations_message ON email_locations (message_id);
 
@@ -138,6 +151,7 @@ CREATE TABLE email_fetch_failures (
     id {id},
     folder_id BIGINT NOT NULL REFERENCES email_folders (id),
     uidvalidity BIGINT NOT NULL,
+    generation INTEGER NOT NULL,
     uid BIGINT NOT NULL,
     verdict VARCHAR(16) NOT NULL,
     reason TEXT NOT NULL,
@@ -145,7 +159,16 @@ CREATE TABLE email_fetch_failures (
     attempts INTEGER NOT NULL,
     next_attempt_at {time},
     seen_at {time} NOT NULL,
-    UNIQUE (folder_id, uidvalidity, uid)
+    UNIQUE (folder_id, uidvalidity, generation, uid)
+);
+
+CREATE TABLE email_left_out (
+    folder_id BIGINT NOT NULL REFERENCES email_folders (id),
+    uidvalidity BIGINT NOT NULL,
+    generation INTEGER NOT NULL,
+    first_uid BIGINT NOT NULL,
+    last_uid BIGINT NOT NULL,
+    PRIMARY KEY (folder_id, uidvalidity, generation, first_uid)
 );
 
 CREATE TABLE email_account_days (
@@ -181,6 +204,7 @@ CREATE INDEX email_jobs_account ON email_jobs (account_uuid);
 TABLES = (
     "email_jobs",
     "email_account_days",
+    "email_left_out",
     "email_fetch_failures",
     "email_attachments",
     "email_locations",

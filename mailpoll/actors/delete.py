@@ -20,6 +20,7 @@ from ..models import (
     EmailFetchFailure,
     EmailFolder,
     EmailJob,
+    EmailLeftOut,
     EmailLocation,
     EmailRawMessage,
     JobState,
@@ -132,7 +133,8 @@ def _delete_messages(job: EmailJob) -> bool:
 def _delete_account_rows(job: EmailJob) -> None:
     with database.transaction():
         folders = EmailFolder.select(EmailFolder.id).where(EmailFolder.account == job.account_id)
-        EmailFetchFailure.delete().where(EmailFetchFailure.folder.in_(folders)).execute()
+        for table in (EmailFetchFailure, EmailLeftOut):
+            table.delete().where(table.folder.in_(folders)).execute()
         count = EmailFolder.delete().where(EmailFolder.account == job.account_id).execute()
         EmailAccountDay.delete().where(EmailAccountDay.account == job.account_id).execute()
         EmailAccount.delete().where(EmailAccount.id == job.account_id).execute()

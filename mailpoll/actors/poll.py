@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ import structlog
 from .. import accounts, database, runtime
 from ..blobs import StoreUnavailable
 from ..broker import BACKFILL, POLL, Queued
-from ..imap import Fault, ImapError, connect
+from ..imap import Fault, ImapError, Session, connect
 from ..middleware.rate_limit import Limit
 from ..models import AccountState, EmailAccount, EmailFolder, LeaseLost
 from ..settings import settings
@@ -76,7 +77,10 @@ def poll(account_id: int, due: int | None) -> None:
     outcome = Outcome()
     try:
         outcome = _synchronise(account)
-        columns = _success(account)
+        columns = _failure(account, outcome.error) if outcome.error else _success(account)
+        if outcome.error:
+            # What came in was new: the next poll goes on behind it, without a longer pause.
+            columns |= {"failures": 1, "next_poll_at": account.next_poll_at}
     except LeaseLost:
         log.info("poll ended: the account was taken, paused or deleted", account=account.uuid)
         _undo_if_deleted(account)
@@ -93,9 +97,14 @@ def _synchronise(account: EmailAccount) -> Outcome:
     config = settings()
     # Never longer than the interval: new mail is looked for at the start of each slice.
     until = time.monotonic() + min(config.poll_slice, account.poll_interval)
-    with connect(accounts.login_of(account), config, config.poll_deadline) as session:
-        sync = AccountSync(account, session, runtime.storage(), config, announce, until)
-        return sync.run()
+    deadline = time.monotonic() + config.poll_deadline
+
+    def connection() -> AbstractContextManager[Session]:
+        login = accounts.login_of(account)
+        return connect(login, config, deadline - time.monotonic())
+
+    storage = runtime.storage()
+    return AccountSync(account, connection, storage, config, announce, until).run()
 
 
 def announce(message_ids: Sequence[int], imported: bool) -> None:

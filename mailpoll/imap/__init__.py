@@ -3,7 +3,7 @@
 from .errors import Fault, ImapError
 from .folders import Folder, selectable
 from .responses import Fetched, Status
-from .session import Login, Session, connect
+from .session import Login, Part, Session, connect
 
 __all__ = [
     "Fault",
@@ -11,6 +11,7 @@ __all__ = [
     "Folder",
     "ImapError",
     "Login",
+    "Part",
     "Session",
     "Status",
     "connect",

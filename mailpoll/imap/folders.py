@@ -35,7 +35,9 @@ def selectable(listed: Sequence[Listed], statuses: dict[bytes, Status]) -> list[
         use = next(iter(sorted(entry.flags & SPECIAL_USE)), None)
         name = display_name(entry.wire_name, entry.delimiter)
         folder = Folder(entry.wire_name, name, use, statuses.get(entry.wire_name))
-        found.setdefault(entry.wire_name, folder)
+        # INBOX is one folder in any case (RFC 9051 5.1); other names differ by it.
+        inbox = entry.wire_name.upper() == b"INBOX"
+        found.setdefault(b"INBOX" if inbox else entry.wire_name, folder)
     return sorted(found.values(), key=lambda folder: folder.name.upper() != "INBOX")
 
 

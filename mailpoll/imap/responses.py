@@ -8,12 +8,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
+from itertools import pairwise
 from typing import Any
 
 from .errors import Fault, ImapError
 
 #: Deepest nesting of parentheses that is read; honest answers to our questions have three levels.
 DEPTH_LIMIT = 20
+#: UIDs of one listing that are held at once.
+UIDS_LIMIT = 5_000_000
 TOKEN = re.compile(
     rb'"((?:[^"\\]|\\.)*)"'  # quoted
     rb"|(BODY(?:\.PEEK)?\[[^\]]*\](?:<\d+>)?)"  # BODY[…]<…>, whose section may hold blanks
@@ -135,12 +138,49 @@ def fetch(words: list[Any]) -> Fetched:
 
 def listed(words: list[Any]) -> Listed | None:
     """Read ``(flags) delimiter name`` of a LIST answer; ``None`` when there is no usable name."""
-    if len(words) < 3 or not isinstance(words[0], list) or not isinstance(words[2], bytes):
+    if len(words) < 3 or not isinstance(words[0], list):
+        return None
+    # Some servers send names with blanks, or the name NIL, without quotes.
+    parts = [b"NIL" if word is None else word for word in words[2:] if not isinstance(word, list)]
+    name = b" ".join(parts)
+    if not name:
         return None
     flags = frozenset(
         flag.decode("latin-1").lower() for flag in words[0] if isinstance(flag, bytes)
     )
-    return Listed(words[2], words[1] if isinstance(words[1], bytes) else None, flags)
+    return Listed(name, words[1] if isinstance(words[1], bytes) else None, flags)
+
+
+def searched(words: list[Any], last: int) -> list[int]:
+    """The numbers of an ESEARCH answer's ALL item (RFC 4731 3.1); none above ``last``.
+
+    Raises:
+      ImapError: the set is not one.
+    """
+    found: list[int] = []
+    for name, value in pairwise(words):
+        if not isinstance(name, bytes) or name.upper() != b"ALL" or not isinstance(value, bytes):
+            continue
+        for one in value.split(b","):
+            first, _, end = one.partition(b":")
+            low, high = number(first), number(end or first)
+            if low is None or high is None:
+                raise ImapError(Fault.PROTOCOL, "an ESEARCH answer is not a set of numbers")
+            low, high = sorted((low, high))
+            if min(high, last) - low > UIDS_LIMIT:
+                raise ImapError(Fault.PROTOCOL, "an ESEARCH answer is absurdly large")
+            found.extend(range(low, min(high, last) + 1))
+    return found
+
+
+def unclosed(pieces: Sequence[bytes | Literal]) -> bool:
+    """Whether a parenthesis is still open: the response goes on."""
+    depth = 0
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            for match in TOKEN.finditer(piece):
+                depth += (match[3] == b"(") - (match[3] == b")")
+    return depth > 0
 
 
 def status(words: list[Any]) -> Status:

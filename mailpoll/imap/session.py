@@ -31,6 +31,16 @@ IDENTITY = {"name": "mailpoll", "version": __version__, "vendor": "mailpoll"}
 
 #: Commands on their way at once; more could fill both sides' socket buffers and stand still.
 PIPELINE = 100
+#: Untagged lines that one command may be answered with; honest lists are far shorter.
+ANSWER_LINES = 200_000
+#: Bytes of one command's answer when no body was asked for.
+ANSWER_BYTES = 64_000_000
+#: Parts that a message may be long which was announced as short and comes in one piece.
+WHOLE_FACTOR = 4
+#: Bytes of a message from a server that sends the whole when asked for a part.
+WHOLE_BYTES = 64_000_000
+#: Characters of a UID set in one command: some servers refuse lines over 1,000 (RFC 2683 3.2.1.5).
+SET_LENGTH = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +203,29 @@ def _scrub(text: str, secret: str) -> str:
     return text.replace(secret, "…") if secret else text
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a message; ``last`` when nothing comes after it."""
+
+    data: bytes
+    last: bool
+
+
+def _merge(found: dict[int, Fetched], answer: Fetched) -> None:
+    """Servers may spread one message over several answers; what came first counts."""
+    known = found.setdefault(answer.uid or 0, answer)
+    known.size = answer.size if known.size is None else known.size
+    known.internal_date = known.internal_date or answer.internal_date
+
+
 class Session:
     """Commands of an authenticated connection. Every method may raise ``ImapError``."""
 
     def __init__(self, imap: imapclient.IMAPClient, settings: Settings) -> None:
         self._imap = imap
         self._settings = settings
+        #: The text of the last command's OK.
+        self._completion = b""
 
     @property
     def _connection(self) -> WireIMAP4:
@@ -259,20 +286,64 @@ class Session:
                     found.uidnext = value or None
         return found
 
-    def scan(self, first: int, last: int | None) -> list[Fetched]:
-        """UID, size and arrival of the messages from ``first`` to ``last``, in UID order.
+    def highest(self) -> int:
+        """The highest UID of the open folder, 0 when it is empty."""
+        return max((a.uid or 0 for a in self._fetch(b"UID FETCH * (UID)")), default=0)
+
+    def uids(self, first: int, last: int | None) -> list[int]:
+        """The UIDs from ``first`` to ``last`` that the server lists, ascending.
 
         Parameters:
           last: ``None`` means the highest. Answers outside the range are dropped: ``n:*`` also
             gives the last message when it is below ``n`` (RFC 9051, 9, seq-range).
         """
-        end = b"*" if last is None else str(last).encode()
-        line = b"UID FETCH %d:%s (UID RFC822.SIZE INTERNALDATE)" % (first, end)
-        found: dict[int, Fetched] = {}
-        for answer in self._fetch(line):
-            if answer.uid and answer.uid >= first and (last is None or answer.uid <= last):
-                found.setdefault(answer.uid, answer)
+        return sorted(self._paged(b"(UID)", first, last))
+
+    def compact_uids(self, first: int, last: int) -> list[int]:
+        """The same in one short line, from servers that support ``ESEARCH`` (RFC 4731)."""
+        found: list[int] = []
+        for name, words in self._untagged(b"UID SEARCH RETURN (ALL) UID %d:%d" % (first, last)):
+            if name == b"ESEARCH":
+                found += responses.searched(words, last)
+        return sorted({uid for uid in found if first <= uid <= last})
+
+    def scan(self, first: int, last: int | None) -> list[Fetched]:
+        """UID, size and arrival of the messages from ``first`` to ``last``, in UID order."""
+        found = self._paged(b"(UID RFC822.SIZE INTERNALDATE)", first, last)
         return [found[uid] for uid in sorted(found)]
+
+    def scan_set(self, uids: Sequence[int]) -> list[Fetched]:
+        """UID, size and arrival of these messages; those that the server leaves out are absent."""
+        wanted = set(uids)
+        found: dict[int, Fetched] = {}
+        for chosen in uid_sets(uids):
+            for answer in self._fetch(b"UID FETCH " + chosen + b" (UID RFC822.SIZE INTERNALDATE)"):
+                if answer.uid in wanted:
+                    _merge(found, answer)
+        return [found[uid] for uid in sorted(found)]
+
+    def _paged(self, items: bytes, first: int, last: int | None) -> dict[int, Fetched]:
+        """FETCH a range, also from servers that answer for so many messages at once only.
+
+        MESSAGELIMIT (RFC 9738) says that an answer was cut; what is left lies below or above it.
+        """
+        found: dict[int, Fetched] = {}
+        ranges = [(first, last)]
+        while ranges:
+            low, high = ranges.pop()
+            end = b"*" if high is None else str(high).encode()
+            got: dict[int, Fetched] = {}
+            for answer in self._fetch(b"UID FETCH %d:%s " % (low, end) + items):
+                if answer.uid and answer.uid >= low and (high is None or answer.uid <= high):
+                    _merge(got, answer)
+            found |= got
+            if got and b"[MESSAGELIMIT" in self._completion.upper():
+                below, above = min(got) - 1, max(got) + 1
+                if below >= low:
+                    ranges.append((low, below))
+                if high is None or above <= high:
+                    ranges.append((above, high))
+        return found
 
     def bodies(self, uids: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Whole messages, as they come; a UID that the server leaves out is left out here.
@@ -281,27 +352,31 @@ class Session:
         (RFC 9051, 7.5.2): only the first body of a UID that was asked for counts.
         """
         wanted = set(uids)
-        for answer in self._fetch(b"UID FETCH " + uid_set(uids) + b" (UID BODY.PEEK[])"):
-            if answer.uid in wanted and answer.body is not None:
-                wanted.discard(answer.uid)
-                yield answer.uid, answer.body
+        limit = self._settings.part_bytes * WHOLE_FACTOR
+        for chosen in uid_sets(uids):
+            for answer in self._fetch(b"UID FETCH " + chosen + b" (UID BODY.PEEK[])", limit):
+                if answer.uid in wanted and answer.body is not None:
+                    wanted.discard(answer.uid)
+                    yield answer.uid, answer.body
 
-    def part(self, uid: int, offset: int, size: int) -> bytes | None:
+    def part(self, uid: int, offset: int, size: int) -> Part | None:
         """Up to ``size`` bytes of a message from ``offset``; ``None`` when the server sends none.
 
         Raises:
           ImapError: ``PROTOCOL`` when the server answers with another part than was asked for.
         """
         line = b"UID FETCH %d (UID BODY.PEEK[]<%d.%d>)" % (uid, offset, size)
-        found: bytes | None = None
-        for answer in self._fetch(line, self._settings.max_message_bytes):
-            if answer.uid != uid or answer.body is None:
+        found: Part | None = None
+        for answer in self._fetch(line, min(WHOLE_BYTES, self._settings.max_message_bytes)):
+            if answer.uid != uid or answer.body is None or found is not None:
                 continue
-            if answer.origin != offset or len(answer.body) > size:
+            whole = answer.origin is None and offset == 0
+            if not whole and (answer.origin != offset or len(answer.body) > size):
                 raise ImapError(
                     Fault.PROTOCOL, "the server ignores which part of a message is asked"
                 )
-            found = answer.body
+            # Without an origin it is the whole message, as servers answer that know no parts.
+            found = Part(answer.body, whole or len(answer.body) < size)
         return found
 
     def log_out(self) -> None:
@@ -309,14 +384,19 @@ class Session:
         with suppress(ImapError):
             self._send(b"LOGOUT")
 
-    def _fetch(self, line: bytes, limit: int | None = None) -> Iterator[Fetched]:
+    def _fetch(self, line: bytes, limit: int = 0) -> Iterator[Fetched]:
         for name, words in self._untagged(line, limit):
             if not name.isdigit() or len(words) < 2 or not isinstance(words[1], list):
                 continue
-            if words[0] in (b"FETCH", b"fetch"):
+            kind = words[0].upper() if isinstance(words[0], bytes) else b""
+            if kind == b"FETCH":
                 yield responses.fetch(words[1])
+            elif kind == b"UIDFETCH":  # RFC 9586: the number is the UID
+                answer = responses.fetch(words[1])
+                answer.uid = responses.number(name)
+                yield answer
 
-    def _untagged(self, line: bytes, limit: int | None = None) -> Iterator[tuple[bytes, list[Any]]]:
+    def _untagged(self, line: bytes, limit: int = 0) -> Iterator[tuple[bytes, list[Any]]]:
         tag = self._send(line)
         try:
             yield from self._answers(tag, limit)
@@ -328,16 +408,23 @@ class Session:
         self._connection.send(tag + b" " + line + b"\r\n")
         return tag
 
-    def _answers(self, tag: bytes, limit: int | None = None) -> Iterator[tuple[bytes, list[Any]]]:
+    def _answers(self, tag: bytes, limit: int = 0) -> Iterator[tuple[bytes, list[Any]]]:
         """The untagged answers up to the command's end, as (first word, other words).
+
+        Parameters:
+          limit: bytes of one literal; 0 when no body was asked for.
 
         Raises:
           _Refused: the command ended with NO or BAD.
         """
-        while True:
-            pieces = self._response(limit or self._settings.max_message_bytes)
+        seen = 0
+        for _ in range(ANSWER_LINES):
+            pieces = self._response(limit or ANSWER_BYTES)
             head = pieces[0]
             assert isinstance(head, bytes)
+            seen += len(head)
+            if not limit and seen > ANSWER_BYTES:
+                break
             if head.startswith(b"* "):
                 first, _, rest = head[2:].strip().partition(b" ")
                 word = first.upper()
@@ -348,10 +435,12 @@ class Session:
                 else:
                     yield word, responses.tokens([rest, *pieces[1:]])
             elif head[: len(tag) + 1].upper() == tag.upper() + b" ":
-                verdict, _, text = head[len(tag) + 1 :].strip().partition(b" ")
+                verdict, _, text = head[len(tag) :].strip().partition(b" ")
                 if verdict.upper() != b"OK":
                     raise _Refused(text.decode("utf-8", "replace"))
+                self._completion = text
                 return
+        raise ImapError(Fault.PROTOCOL, "the answer to one command does not end")
 
     def _response(self, limit: int) -> list[bytes | Literal]:
         """One whole response: text and the literals in it."""
@@ -359,6 +448,8 @@ class Session:
         pieces: list[bytes | Literal] = []
         while True:
             line = wire.readline()
+            if pieces and not line.strip() and responses.unclosed(pieces):
+                continue  # some servers put an empty line after a literal (python/cpython#88574)
             literal = LITERAL.search(line)
             pieces.append(line[: literal.start()] if literal else line)
             if not literal:
@@ -396,3 +487,17 @@ def uid_set(uids: Sequence[int]) -> bytes:
         else:
             ranges.append([uid, uid])
     return ",".join(str(a) if a == b else f"{a}:{b}" for a, b in ranges).encode()
+
+
+def uid_sets(uids: Sequence[int]) -> Iterator[bytes]:
+    """The same as sets of at most ``SET_LENGTH`` bytes each."""
+    ranges: list[bytes] = []
+    length = 0
+    for one in uid_set(uids).split(b","):
+        if ranges and length + len(one) + 1 > SET_LENGTH:
+            yield b",".join(ranges)
+            ranges, length = [], 0
+        ranges.append(one)
+        length += len(one) + 1
+    if uids:
+        yield b",".join(ranges)

@@ -19,7 +19,12 @@ from .errors import Fault, ImapError
 LINE_LIMIT = 16_000_000
 #: Bytes asked of the socket at once.
 CHUNK = 262_144
-LITERAL = re.compile(rb"\{(\d{1,20})\+?\}\r?\n\Z")
+#: A literal, also in the binary form ``~{n}`` (RFC 3516) that some servers send unasked.
+LITERAL = re.compile(rb"~?\{(\d{1,20})\+?\}\r?\n\Z")
+#: ``A1 OK`` without a text, which ``imaplib`` takes for the end of the world.
+BARE = re.compile(rb"(\w+ (?:OK|NO|BAD))\s*\Z", re.IGNORECASE)
+#: Slowest honest server: bytes that must come within so many seconds of waiting for one answer.
+MINIMUM_BYTES, MINIMUM_SECONDS = 60_000, 60.0
 
 
 class Wire:
@@ -37,6 +42,8 @@ class Wire:
         self.deadline = deadline
         self._buffer = bytearray()
         self._start = 0
+        self._since = time.monotonic()
+        self._came = 0
 
     def readline(self, limit: int = LINE_LIMIT) -> bytes:
         """One line with its line end.
@@ -67,6 +74,7 @@ class Wire:
 
     def send(self, data: bytes) -> None:
         self._set_timeout()
+        self._since, self._came = time.monotonic(), 0
         try:
             self.sock.sendall(data)
         except TimeoutError:
@@ -99,6 +107,17 @@ class Wire:
         if not data:
             raise ImapError(Fault.CONNECTION_LOST, "in the middle of a conversation")
         self._buffer += data
+        self._check_rate(len(data))
+
+    def _check_rate(self, size: int) -> None:
+        """A byte now and then never trips the read time-out, and would hold the thread for ever."""
+        self._came += size
+        now = time.monotonic()
+        if now - self._since < MINIMUM_SECONDS:
+            return
+        if self._came < MINIMUM_BYTES:
+            raise ImapError(Fault.TIMED_OUT, f"{self._came} bytes in {MINIMUM_SECONDS:.0f} s")
+        self._since, self._came = now, 0
 
     def _set_timeout(self) -> None:
         left = self.deadline - time.monotonic()
@@ -142,7 +161,9 @@ class WireIMAP4(imaplib.IMAP4):
         return self.wire.read(size)
 
     def readline(self) -> bytes:
-        return self.wire.readline()
+        line = self.wire.readline()
+        bare = BARE.match(line)
+        return bare[1] + b" .\r\n" if bare else line
 
     def send(self, data: Any) -> None:
         self.wire.send(bytes(data))

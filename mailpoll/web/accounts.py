@@ -37,6 +37,13 @@ def show_job(job: EmailJob) -> schemas.Job:
     return schemas.Job(**fields | {"id": job.uuid, "account_id": job.account_uuid})
 
 
+def _active_or_409(uuid: UUID) -> EmailAccount:
+    account = account_or_404(uuid)
+    if account.state != AccountState.ACTIVE:
+        raise falcon.HTTPConflict(description=f"the account is {account.state}: resume it first")
+    return account
+
+
 def _enqueue_poll(account: EmailAccount) -> None:
     queues.offer(poll_account, account.id)
 
@@ -169,12 +176,25 @@ class AccountPoll:
     )
     def on_post(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
         """Poll a mailbox now"""
-        account = account_or_404(account_id)
-        if account.state != AccountState.ACTIVE:
-            raise falcon.HTTPConflict(
-                description=f"the account is {account.state}: resume it first"
-            )
+        account = _active_or_409(account_id)
         accounts.expect_poll(account)
+        _enqueue_poll(account)
+        resp.status = falcon.HTTP_202
+        send(resp, show(account_or_404(account_id)))
+
+
+class AccountReconcile:
+    @api.validate(
+        resp=Response(HTTP_202=schemas.Account, HTTP_404=schemas.Problem, HTTP_409=schemas.Problem),
+        tags=[ACCOUNTS],
+    )
+    def on_post(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
+        """Compare the server's whole lists with what is stored, now
+
+        Fetches what is missing. The proof of each folder stands in the figures of the mailbox.
+        """
+        account = _active_or_409(account_id)
+        accounts.expect_reconcile(account)
         _enqueue_poll(account)
         resp.status = falcon.HTTP_202
         send(resp, show(account_or_404(account_id)))
@@ -208,6 +228,7 @@ def install(app: "falcon.App[Any, Any]") -> None:
     app.add_route(f"{base}/{{account_id:uuid}}/stats", AccountStatistics())
     app.add_route(f"{base}/{{account_id:uuid}}/test", AccountTest())
     app.add_route(f"{base}/{{account_id:uuid}}/poll", AccountPoll())
+    app.add_route(f"{base}/{{account_id:uuid}}/reconcile", AccountReconcile())
     app.add_route(f"{base}/{{account_id:uuid}}/pause", AccountPause())
     app.add_route(f"{base}/{{account_id:uuid}}/resume", AccountResume())
     app.add_route("/admin/jobs/{job_id:uuid}", JobItem())

@@ -35,6 +35,7 @@ class Figures(Collector):
         yield _gauge(
             "mailpoll_unfetched", "UIDs without a message", "verdict", figures["unfetched"]
         )
+        yield _gauge("mailpoll_folders", "Folders by proof", "proof", figures["folders"])
         for name, text in (
             ("bytes", "Bytes of raw messages"),
             ("attachments", "Attachments"),

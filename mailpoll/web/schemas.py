@@ -254,8 +254,28 @@ class MessageQuery(Request):
     message_id: Filter | None = Field(None, description="Message-ID without <>")
 
 
+class Proof(BaseModel):
+    """What became of every message that the server counts in a folder.
+
+    ``server`` is the sum of all but ``gone`` (removed before it could be fetched) and ``expunged``
+    (stored, and removed at the server since).
+    """
+
+    server: int
+    stored: int
+    waiting: int
+    unreadable: int
+    too_large: int
+    left_out: int = Field(description="Arrived before the account's import_since")
+    withheld: int = Field(description="Counted by the server, but not listed")
+    to_import: int
+    missing: int
+    gone: int
+    expunged: int
+
+
 class FolderStats(BaseModel):
-    """``imported``: the first import of this folder is done."""
+    """``imported``: the first import is done; ``complete``: every message is accounted for."""
 
     name: str
     special_use: str | None
@@ -263,6 +283,12 @@ class FolderStats(BaseModel):
     bytes: int
     server_messages: int | None
     imported: bool
+    complete: bool
+    proof: Proof | None
+    proved_at: datetime | None
+    uidvalidity: int | None
+    low: int | None = Field(description="Every UID from low to high is accounted for")
+    high: int | None
     unfetched: int
     last_error: str | None
 
@@ -287,6 +313,15 @@ class Unfetched(BaseModel):
     next_attempt_at: datetime | None
 
 
+class ImportProgress(BaseModel):
+    """The first import: ``left`` and ``seconds_left`` are null until every folder was seen."""
+
+    done: bool
+    messages: int
+    left: int | None
+    seconds_left: int | None
+
+
 class AccountStats(BaseModel):
     account_id: str
     address: str
@@ -304,7 +339,10 @@ class AccountStats(BaseModel):
     last_success_at: datetime | None
     next_poll_at: datetime | None
     imported_at: datetime | None
+    import_: ImportProgress = Field(alias="import", serialization_alias="import")
+    delay: str | None = Field(description="Why it is not polled, or not on time, in words")
     lateness_ms: int | None = Field(description="How late the last poll began")
+    lateness_p95_ms: int | None = Field(description="Of the latest 50 polls")
     poll_duration_ms: int | None
     last_error: str | None
     last_error_kind: str | None
@@ -321,6 +359,7 @@ class Stats(BaseModel):
     by_status: dict[str, int]
     by_storage_type: dict[str, int]
     unfetched: dict[str, int]
+    folders: dict[str, int] = Field(description="By proof: complete, importing, unproved")
     late_accounts: int
     oldest_pending_seconds: float
     storage: str

@@ -26,7 +26,10 @@ def test_the_document_lists_what_there_is(embedded: System) -> None:
         ("DELETE", "/admin/email-accounts/*"),
         ("GET", "/admin/email-accounts/*/stats"),
         ("GET", "/admin/email-accounts/*/messages"),
-        *(("POST", f"/admin/email-accounts/*/{v}") for v in ("test", "poll", "pause", "resume")),
+        *(
+            ("POST", f"/admin/email-accounts/*/{verb}")
+            for verb in ("test", "poll", "reconcile", "pause", "resume")
+        ),
         ("GET", "/admin/messages/*"),
         ("GET", "/admin/messages/*/raw"),
         ("GET", "/admin/messages/*/attachments/*"),

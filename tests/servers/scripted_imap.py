@@ -2,27 +2,97 @@
 
 A script is a list of rules: a pattern of the client's command and what to answer. ``{tag}`` in an
 answer stands for the command's tag. The first rule that matches is used; what no rule matches is
-answered like a small well-behaved server would.
+answered like a small well-behaved server would, from the mailboxes that the test has filled.
+
+Everything that was listed or served whole is written into a manifest, against which a test checks
+what mailpoll has made of it.
 """
 
+import bisect
+import hashlib
+import json
 import re
 import socket
+import struct
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
+#: What an answer may hold besides bytes to send, each in one piece.
 CLOSE = b"\0close"
+RESET = b"\0reset"
+HANG = b"\0hang"
+ACTIONS = re.compile(rb"(\0close|\0reset|\0hang|\0pause\d+;)")
+
 Answer = bytes | Callable[[], bytes]
+
+DATE = "23-Nov-2026 10:00:00 +0000"
+
+
+def pause(milliseconds: int) -> bytes:
+    """Wait before the rest of the answer is sent."""
+    return b"\0pause%d;" % milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``answer`` to commands that match ``pattern``; at most ``times`` times."""
+    """``answer`` to commands that match ``pattern``; at most ``times`` times, after ``skip``."""
 
     pattern: str
     answer: Answer
     times: int = 1_000_000
+    skip: int = 0
+
+
+@dataclass(slots=True)
+class Mailbox:
+    """One folder.
+
+    Parameters:
+      messages: UID to raw bytes.
+      hidden: UIDs that are counted but never listed or sent.
+      next_uid: what is told as UIDNEXT; ``None`` tells the truth.
+      flags: what LIST says of the folder.
+      dates: UID to INTERNALDATE.
+    """
+
+    messages: dict[int, bytes] = field(default_factory=dict)
+    uidvalidity: int = 1
+    hidden: set[int] = field(default_factory=set)
+    next_uid: int | None = None
+    flags: bytes = b""
+    dates: dict[int, str] = field(default_factory=dict)
+    _sorted: list[int] = field(default_factory=list)
+
+    @property
+    def uidnext(self) -> int:
+        return max(self.messages, default=0) + 1 if self.next_uid is None else self.next_uid
+
+    def uids(self) -> list[int]:
+        if len(self._sorted) != len(self.messages) or (
+            self._sorted and self._sorted[-1] not in self.messages
+        ):
+            self._sorted = sorted(self.messages)
+        return self._sorted
+
+    def between(self, first: int, last: int) -> list[int]:
+        """Listed UIDs of a range, ascending."""
+        uids = self.uids()
+        found = uids[bisect.bisect_left(uids, first) : bisect.bisect_right(uids, last)]
+        return [uid for uid in found if uid in self.messages and uid not in self.hidden]
+
+
+@dataclass(slots=True)
+class Connection:
+    """What one client has done so far."""
+
+    tag: bytes = b""
+    folder: bytes = b"INBOX"
+    authenticated: bool = False
+    identified: bool = False
 
 
 @dataclass(slots=True)
@@ -30,8 +100,10 @@ class ScriptedImap:
     """Serves connections in threads, in plain text on a loopback port.
 
     Parameters:
-      messages: UID to raw bytes of INBOX, served by the default answers.
+      messages: UID to raw bytes of INBOX.
+      folders: other folders by their wire names.
       greeting: the first line.
+      manifest_file: where the manifest is written as JSON lines.
     """
 
     messages: dict[int, bytes] = field(default_factory=dict)
@@ -39,11 +111,24 @@ class ScriptedImap:
     greeting: bytes = b"* OK ready\r\n"
     uidvalidity: int = 1
     capabilities: bytes = b"IMAP4rev1"
+    folders: dict[bytes, Mailbox] = field(default_factory=dict)
+    delimiter: bytes = b"/"
+    manifest_file: Path | None = None
     #: Every command that any client sent, without its tag.
     commands: list[str] = field(default_factory=list)
+    #: (folder, UIDVALIDITY, UID) to SHA-256 of what was sent whole.
+    manifest: dict[tuple[str, int, int], str] = field(default_factory=dict)
+    #: Connections that are open now, and the most that ever were.
+    open: int = 0
+    most: int = 0
     port: int = 0
+    inbox: Mailbox = field(default_factory=Mailbox)
     _used: dict[int, int] = field(default_factory=dict)
     _listener: socket.socket | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.inbox.messages = self.messages
 
     def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -55,6 +140,19 @@ class ScriptedImap:
         assert self._listener
         self._listener.close()
 
+    @property
+    def uidnext(self) -> int:
+        return self.mailbox(b"INBOX").uidnext
+
+    def mailbox(self, name: bytes) -> Mailbox:
+        """A folder; INBOX has the messages and UIDVALIDITY that the server was made with."""
+        if name.upper() != b"INBOX":
+            return self.folders[name]
+        self.inbox.messages, self.inbox.uidvalidity = self.messages, self.uidvalidity
+        return self.inbox
+
+    # Connections
+
     def _accept(self) -> None:
         assert self._listener
         while True:
@@ -65,83 +163,185 @@ class ScriptedImap:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, client.makefile("rb") as file:
-            client.sendall(self.greeting)
-            try:
-                for line in file:
-                    tag, _, command = line.rstrip(b"\r\n").partition(b" ")
-                    self.commands.append(command.decode("latin-1"))
-                    answer = self._answer(command.decode("latin-1"))
-                    before, closing, _ = answer.replace(b"{tag}", tag).partition(CLOSE)
-                    client.sendall(before)
-                    if closing or command.upper() == b"LOGOUT":
-                        return
-            except OSError:
+        with self._lock:
+            self.open += 1
+            self.most = max(self.most, self.open)
+        try:
+            with client, client.makefile("rb") as file:
+                self._converse(client, file)
+        except OSError:
+            pass
+        finally:
+            with self._lock:
+                self.open -= 1
+
+    def _converse(self, client: socket.socket, file: Any) -> None:
+        connection = Connection()
+        if not self._send(client, self.greeting):
+            return
+        for line in file:
+            tag, _, command = line.rstrip(b"\r\n").partition(b" ")
+            connection.tag = tag
+            text = command.decode("latin-1")
+            self.commands.append(text)
+            answer = self._answer(text, connection).replace(b"{tag}", tag)
+            if not self._send(client, answer) or text.upper() == "LOGOUT":
                 return
 
-    def _answer(self, command: str) -> bytes:
-        for position, rule in enumerate(self.rules):
-            used = self._used.get(position, 0)
-            if used < rule.times and re.match(rule.pattern, command, re.IGNORECASE):
-                self._used[position] = used + 1
-                return rule.answer if isinstance(rule.answer, bytes) else rule.answer()
-        return self._default(command)
+    def _send(self, client: socket.socket, answer: bytes) -> bool:
+        """Send an answer with the actions in it; false when the connection is to end."""
+        for piece in ACTIONS.split(answer):
+            if piece == CLOSE:
+                return False
+            if piece == RESET:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return False
+            if piece == HANG:
+                client.settimeout(30)
+                client.recv(1)
+                return False
+            if piece.startswith(b"\0pause"):
+                time.sleep(int(piece[6:-1]) / 1_000)
+            elif piece:
+                client.sendall(piece)
+        return True
 
-    def _default(self, command: str) -> bytes:
+    # Answers
+
+    def _answer(self, command: str, connection: Connection) -> bytes:
+        for position, rule in enumerate(self.rules):
+            if not re.match(rule.pattern, command, re.IGNORECASE):
+                continue
+            used = self._used.get(position, 0)
+            if used < rule.times + rule.skip:
+                self._used[position] = used + 1
+                if used >= rule.skip:
+                    return rule.answer if isinstance(rule.answer, bytes) else rule.answer()
+        return self.answer(command, connection)
+
+    def answer(self, command: str, connection: Connection | None = None) -> bytes:
+        """What a well-behaved server says."""
+        connection = connection or Connection()
         verb = command.upper()
         done = b"{tag} OK done\r\n"
         if verb.startswith("CAPABILITY"):
             return b"* CAPABILITY " + self.capabilities + b"\r\n" + done
+        if verb.startswith(("LOGIN", "AUTHENTICATE")):
+            connection.authenticated = True
+        if verb.startswith("ID "):
+            connection.identified = True
         if verb.startswith("LIST"):
-            return b'* LIST () "/" INBOX\r\n' + done
+            return b"".join(self._list("LIST-STATUS" in self.capabilities.decode())) + done
         if verb.startswith("STATUS"):
-            return (
-                b"* STATUS INBOX (MESSAGES %d UIDNEXT %d UIDVALIDITY %d)\r\n"
-                % (len(self.messages), self.uidnext, self.uidvalidity)
-            ) + done
+            name = _name(command, 1)
+            if name.upper() != b"INBOX" and name not in self.folders:
+                return b"{tag} NO [NONEXISTENT] no such folder\r\n"
+            return self._status(name) + done
         if verb.startswith("EXAMINE"):
-            return (
-                b"* %d EXISTS\r\n* OK [UIDVALIDITY %d] ok\r\n* OK [UIDNEXT %d] ok\r\n"
-                % (len(self.messages), self.uidvalidity, self.uidnext)
-            ) + done
+            return self._examine(_name(command, 1), connection)
+        if verb.startswith("UID SEARCH"):
+            return self._search(verb, connection) + done
         if verb.startswith("UID FETCH"):
-            return self._fetch(verb) + done
+            return self._fetch(verb, connection.folder) + done
         return done
 
-    @property
-    def uidnext(self) -> int:
-        return max(self.messages, default=0) + 1
+    def _list(self, with_status: bool) -> Iterator[bytes]:
+        yield b'* LIST () "%b" INBOX\r\n' % self.delimiter
+        for name, mailbox in self.folders.items():
+            yield b'* LIST (%b) "%b" %b\r\n' % (mailbox.flags, self.delimiter, _quoted(name))
+        if with_status:
+            yield self._status(b"INBOX")
+            for name, mailbox in self.folders.items():
+                if b"\\Noselect" not in mailbox.flags:
+                    yield self._status(name)
 
-    def _fetch(self, verb: str) -> bytes:
-        uids = self._uids(verb.split()[2])
+    def _status(self, name: bytes) -> bytes:
+        mailbox = self.mailbox(name)
+        return b"* STATUS %b (MESSAGES %d UIDNEXT %d UIDVALIDITY %d)\r\n" % (
+            _quoted(name),
+            len(mailbox.messages),
+            mailbox.uidnext,
+            mailbox.uidvalidity,
+        )
+
+    def _examine(self, name: bytes, connection: Connection) -> bytes:
+        if name.upper() != b"INBOX" and name not in self.folders:
+            return b"{tag} NO [NONEXISTENT] no such folder\r\n"
+        connection.folder = name
+        mailbox = self.mailbox(name)
+        return (
+            b"* %d EXISTS\r\n* OK [UIDVALIDITY %d] ok\r\n* OK [UIDNEXT %d] ok\r\n"
+            b"{tag} OK [READ-ONLY] done\r\n"
+            % (len(mailbox.messages), mailbox.uidvalidity, mailbox.uidnext)
+        )
+
+    def _search(self, verb: str, connection: Connection) -> bytes:
+        mailbox = self.mailbox(connection.folder)
+        uids = self._uids(verb.rpartition(" ")[2], mailbox)
+        if "RETURN" not in verb:
+            return b"* SEARCH " + b" ".join(b"%d" % uid for uid in uids) + b"\r\n"
+        found = b",".join(b"%d" % uid for uid in uids)
+        return b'* ESEARCH (TAG "%b") UID%b\r\n' % (
+            connection.tag,
+            b" ALL " + found if found else b"",
+        )
+
+    def _fetch(self, verb: str, folder: bytes = b"INBOX") -> bytes:
+        mailbox = self.mailbox(folder)
         part = re.search(r"BODY\.PEEK\[\]<(\d+)\.(\d+)>", verb)
         lines = []
-        for number, uid in enumerate(sorted(self.messages), 1):
-            raw = self.messages[uid]
-            if uid not in uids:
-                continue
+        for uid in self._uids(verb.split()[2], mailbox):
+            raw = mailbox.messages[uid]
+            number = bisect.bisect_left(mailbox.uids(), uid) + 1
             if part:
                 offset = int(part[1])
+                if offset + int(part[2]) >= len(raw):
+                    self._note(folder, mailbox, uid, raw)
                 raw = raw[offset : offset + int(part[2])]
                 lines.append(
-                    b"* %d FETCH (UID %d BODY[]<%d> {%d}\r\n" % (number, uid, offset, len(raw))
+                    b"* %d FETCH (UID %d BODY[]<%d> {%d}\r\n%b)\r\n"
+                    % (number, uid, offset, len(raw), raw)
                 )
-                lines.append(raw + b")\r\n")
             elif "BODY.PEEK" in verb:
-                lines.append(b"* %d FETCH (UID %d BODY[] {%d}\r\n" % (number, uid, len(raw)))
-                lines.append(raw + b")\r\n")
-            else:
+                self._note(folder, mailbox, uid, raw)
                 lines.append(
-                    b"* %d FETCH (UID %d RFC822.SIZE %d "
-                    b'INTERNALDATE "23-Nov-2026 10:00:00 +0000")\r\n' % (number, uid, len(raw))
+                    b"* %d FETCH (UID %d BODY[] {%d}\r\n%b)\r\n" % (number, uid, len(raw), raw)
                 )
+            elif "INTERNALDATE" in verb:
+                date = mailbox.dates.get(uid, DATE).encode()
+                lines.append(
+                    b'* %d FETCH (UID %d RFC822.SIZE %d INTERNALDATE "%b")\r\n'
+                    % (number, uid, len(raw), date)
+                )
+            else:
+                lines.append(b"* %d FETCH (UID %d)\r\n" % (number, uid))
         return b"".join(lines)
 
-    def _uids(self, uid_set: str) -> set[int]:
+    def _note(self, folder: bytes, mailbox: Mailbox, uid: int, raw: bytes) -> None:
+        digest = hashlib.sha256(raw).hexdigest()
+        key = (folder.decode("latin-1"), mailbox.uidvalidity, uid)
+        with self._lock:
+            self.manifest[key] = digest
+            if self.manifest_file:
+                with self.manifest_file.open("a") as file:
+                    file.write(json.dumps([*key, digest, len(raw)]) + "\n")
+
+    def _uids(self, uid_set: str, mailbox: Mailbox) -> list[int]:
         found: set[int] = set()
-        highest = max(self.messages, default=0)
+        highest = max(mailbox.uids(), default=0)
         for item in uid_set.split(","):
             first, _, last = item.partition(":")
-            ends = sorted(highest if end == "*" else int(end) for end in (first, last or first))
-            found |= {uid for uid in self.messages if ends[0] <= uid <= ends[1]}
-        return found
+            low, high = sorted(highest if e == "*" else int(e) for e in (first, last or first))
+            found.update(mailbox.between(low, high))
+        return sorted(found)
+
+
+def _quoted(name: bytes) -> bytes:
+    return b'"' + name.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+
+
+def _name(command: str, position: int) -> bytes:
+    """The folder name in a command, quoted or bare."""
+    rest = command.split(" ", position)[position].encode("latin-1")
+    quoted = re.match(rb'"((?:[^"\\]|\\.)*)"', rest)
+    return re.sub(rb"\\(.)", rb"\1", quoted[1]) if quoted else rest.split(b" ")[0]

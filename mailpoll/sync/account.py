@@ -1,0 +1,449 @@
+"""The poll of one account: new mail first, then the import, then the proof that all is there."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import structlog
+
+from .. import database
+from ..blobs import Storage
+from ..imap import Fault, Fetched, ImapError, Session, Status, selectable
+from ..models import EmailAccount, EmailFolder, FetchVerdict
+from ..settings import Settings
+from . import proof
+from .download import Batch, Broken, Downloader, Failure, batches
+from .ledger import Announce, Ledger, wire
+
+log = structlog.get_logger()
+
+#: UIDs looked at in one go at first; sparse folders double it, dense ones halve it.
+WINDOW = 1_000
+DENSE = 4_000
+#: UIDs below the newest that each look goes over again: some servers show mail late, or leave
+#: one out once (Gmail: mailcore2 #1256, nextcloud/mail #13590).
+LOOK_BACK = 500
+#: Faults after which a new connection may do better.
+BROKEN = frozenset((Fault.CONNECTION_LOST, Fault.PROTOCOL, Fault.TIMED_OUT))
+#: New connections in one poll.
+RECONNECTS = 4
+#: A window that was begun anew so often within a day is left alone for a while.
+RESTARTS = 3
+RESTART_PAUSE = 3_600
+
+#: Opens a session for a block.
+Connect = Callable[[], AbstractContextManager[Session]]
+#: Something done in one folder.
+Work = Callable[[EmailFolder], None]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a poll did.
+
+    Parameters:
+      unfinished: its time slice ended before the mail did.
+      verdicts: UIDs without a message of which the reason was written down.
+      error: what ended it early, though not before it had brought something in.
+    """
+
+    messages: int = 0
+    bytes: int = 0
+    verdicts: int = 0
+    unfinished: bool = False
+    error: ImapError | None = None
+
+
+class _SliceOver(Exception):
+    """The poll's time slice ended; everything so far is committed."""
+
+
+class AccountSync:
+    """The poll of one account.
+
+    Parameters:
+      account: leased by the caller.
+      until: ``time.monotonic()`` value at which the time slice ends.
+    """
+
+    session: Session
+
+    def __init__(
+        self,
+        account: EmailAccount,
+        connect: Connect,
+        storage: Storage,
+        settings: Settings,
+        announce: Announce,
+        until: float,
+    ) -> None:
+        self.account = account
+        self.settings = settings
+        self.until = until
+        self.outcome = Outcome()
+        self.ledger = Ledger(account, storage, settings, announce)
+        # After a failed poll messages go one at a time, so that one that breaks the connection
+        # is found and cannot hold back the others for ever.
+        self.batch_messages = 1 if account.failures else settings.batch_messages
+        self._connect = connect
+        self._reconnects = RECONNECTS
+        self._opened: tuple[Session | None, int, Status] = (None, 0, Status())
+        self._widths: dict[int, int] = {}
+        self._due: dict[int, list[int]] = {}
+        self._suspects: set[tuple[int, int]] = set()
+
+    def run(self) -> Outcome:
+        """New mail of every folder first, then the import, newest mail first.
+
+        Raises:
+          ImapError: the server cannot be polled; nothing came in.
+        """
+        with ExitStack() as self._connection:
+            self.session = self._connection.enter_context(self._connect())
+            try:
+                self._run()
+            except _SliceOver:
+                self.outcome.unfinished = True
+            except ImapError as error:
+                if not self.outcome.messages and not self.outcome.verdicts:
+                    raise
+                self.outcome.error = error
+        return self.outcome
+
+    def _run(self) -> None:
+        found = self._refresh_folders()
+        folders = [folder for folder, _ in found]
+        for folder, status in found:
+            if _has_news(folder, status):
+                self._each([folder], partial(self._fetch_new, status=status))
+        self._each(self._failing(folders), self._retry_failures)
+        self._import(folders)
+        moment = database.now()
+        self._each([one for one in folders if proof.due(one, moment)], self._reconcile)
+
+    def _each(self, folders: Sequence[EmailFolder], work: Work) -> None:
+        """Do the work in each folder; a connection that breaks is replaced a few times."""
+        for folder in folders:
+            while True:
+                try:
+                    work(folder)
+                    break
+                except ImapError as error:
+                    if error.fault not in BROKEN or not self._reconnects:
+                        raise
+                    self._reconnect(folder, error)
+
+    def _reconnect(self, folder: EmailFolder, error: ImapError) -> None:
+        log.info("connecting again", account=self.account.uuid, folder=folder.id, why=str(error))
+        self._reconnects -= 1
+        self.batch_messages = 1
+        self._connection.close()
+        self.session = self._connection.enter_context(self._connect())
+
+    # Folders
+
+    def _refresh_folders(self) -> list[tuple[EmailFolder, Status | None]]:
+        listed = selectable(*self.session.list_folders())
+        rows = self.ledger.folders(listed)
+        chosen = self.account.folders
+        wanted = [folder for folder in listed if chosen is None or folder.name in chosen]
+        untold = [folder.wire_name for folder in wanted if folder.status is None]
+        statuses = self.session.statuses(untold)
+        return [
+            (rows[folder.wire_name], folder.status or statuses.get(folder.wire_name))
+            for folder in wanted
+        ]
+
+    def _open(self, folder: EmailFolder, status: Status | None = None) -> Status | None:
+        """EXAMINE a folder, and begin its window, anew where needed.
+
+        Returns:
+          what the server says of it, UIDNEXT always among it; ``None`` when it cannot be opened
+          now, for which the reason stands in its row.
+        """
+        try:
+            seen = self.session.examine(wire(folder))
+        except ImapError as error:
+            if error.fault is not Fault.REFUSED:
+                raise
+            self.ledger.save(folder, last_error=error.detail)
+            return None
+        told = status or Status()
+        seen.uidvalidity = seen.uidvalidity or told.uidvalidity or 0
+        # Mail that came since is above UIDNEXT, which is only a place to begin at.
+        seen.uidnext = seen.uidnext or told.uidnext or self.session.highest() + 1
+        if folder.uidvalidity != seen.uidvalidity or folder.high is None:
+            if self._restless(folder):
+                return None
+            self._restart(folder, seen, folder.generation)
+        self.ledger.save(folder, last_error=None)
+        self._opened = (self.session, folder.id, seen)
+        return seen
+
+    def _restart(self, folder: EmailFolder, seen: Status, generation: int) -> None:
+        assert seen.uidvalidity is not None
+        assert seen.uidnext is not None
+        empty = seen.messages == 0
+        self.ledger.restart(folder, seen.uidvalidity, generation, seen.uidnext, empty)
+
+    def _restless(self, folder: EmailFolder) -> bool:
+        """Whether the server changes UIDVALIDITY so often that the folder is left alone for now."""
+        if folder.restarts < RESTARTS or folder.restarted_at is None:
+            return False
+        pause = RESTART_PAUSE * 2 ** min(folder.restarts - RESTARTS, 5)
+        begun: Any = folder.restarted_at
+        until: datetime = begun + timedelta(seconds=pause)
+        if database.now() >= until:
+            return False
+        reason = (
+            f"the server changed UIDVALIDITY {folder.restarts} times within a day, which makes "
+            f"known mail look new; the folder is read again at {until:%H:%M} UTC"
+        )
+        self.ledger.save(folder, last_error=reason)
+        return True
+
+    # New mail
+
+    def _fetch_new(self, folder: EmailFolder, status: Status | None) -> None:
+        """What lies above the window, and what appeared late among the newest below its edge."""
+        seen = self._open(folder, status)
+        if seen is None:
+            return
+        width, uidnext = WINDOW, seen.uidnext or 1
+        while True:
+            # The server's UIDNEXT may be too low or lag behind: the last look has no upper end.
+            final = folder.high + width >= uidnext - 1
+            first = max(1, folder.low, folder.high + 1 - LOOK_BACK)
+            uids = self.session.uids(first, None if final else folder.high + width)
+            if self._renumbered(folder, uids):
+                log.warning("UIDs were given to other mail", account=self.account.uuid)
+                self._restart(folder, seen, folder.generation + 1)
+                continue
+            edge = max(uidnext - 1, folder.high, *uids) if final else folder.high + width
+            self._store_uids(folder, uids, edge)
+            width = _next_width(width, len(uids) - LOOK_BACK)
+            if final:
+                break
+        self._prove(folder, seen)
+
+    def _renumbered(self, folder: EmailFolder, uids: Sequence[int]) -> bool:
+        """Whether a known UID now names another message (UIDs that are really positions).
+
+        Both its size and its date must differ: either alone differs at some servers for no reason.
+        """
+        place = self.ledger.newest_place(folder)
+        if place is None or place.uid not in uids:
+            return False
+        for entry in self.session.scan_set([place.uid]):
+            if entry.internal_date and entry.size is not None:
+                moved = entry.internal_date != place.internal_date
+                return bool(moved and entry.size != place.server_size)
+        return False
+
+    def _store_uids(self, folder: EmailFolder, uids: Sequence[int], edge: int) -> None:
+        """Fetch what of a listing has no verdict yet; the window's upper edge moves with it."""
+        known = self.ledger.verdicts(folder, uids[0], uids[-1]) if uids else set()
+        unknown = [uid for uid in uids if uid not in known]
+        entries = {entry.uid: entry for entry in self.session.scan_set(unknown)}
+        # What was listed gets a verdict, though the server leaves it out when asked for more.
+        self._store(folder, [entries.get(uid) or Fetched(uid=uid) for uid in unknown], "high", edge)
+
+    # Import
+
+    def _import(self, folders: Sequence[EmailFolder]) -> None:
+        """Extend each folder's window downward in turn, a window of UIDs at a time."""
+        waiting = [folder for folder in folders if _importing(folder)]
+        while waiting:
+            folder = waiting.pop(0)
+            self._each([folder], self._import_window)
+            if _importing(folder):
+                waiting.append(folder)
+
+    def _import_window(self, folder: EmailFolder) -> None:
+        seen = self._opened_before(folder) or self._open(folder)
+        if seen is None:
+            return
+        width = self._widths.get(folder.id, WINDOW)
+        first = max(1, folder.low - width)
+        entries = self.session.scan(first, folder.low - 1)
+        self._widths[folder.id] = _next_width(width, len(entries))
+        known = self.ledger.verdicts(folder, first, folder.low - 1) if entries else set()
+        unknown = [entry for entry in entries if entry.uid not in known]
+        self._store(folder, unknown, "low", first)
+        if folder.imported:
+            self._prove(folder, seen)
+
+    def _opened_before(self, folder: EmailFolder) -> Status | None:
+        """What the server said of the folder, if it is the one that is open now."""
+        session, folder_id, seen = self._opened
+        return seen if session is self.session and folder_id == folder.id else None
+
+    # What could not be fetched before
+
+    def _failing(self, folders: Sequence[EmailFolder]) -> list[EmailFolder]:
+        for failure in self.ledger.due_failures(folders):
+            self._due.setdefault(failure.folder_id, []).append(failure.uid)
+        return [folder for folder in folders if folder.id in self._due]
+
+    def _retry_failures(self, folder: EmailFolder) -> None:
+        if self._open(folder) is None:
+            return
+        uids = self._due[folder.id]
+        while uids:
+            uid = uids.pop(0)
+            entries = self.session.scan_set([uid])
+            self._store(folder, entries or [Fetched(uid=uid)])
+
+    # Store
+
+    def _store(
+        self, folder: EmailFolder, entries: Sequence[Fetched], side: str = "", edge: int = 0
+    ) -> None:
+        """Fetch and commit messages, batch by batch.
+
+        Parameters:
+          side: the edge of the window that moves, ``high`` or ``low``, newest first for ``low``;
+            '' when none does.
+          edge: where it stands when all of them have a verdict.
+        """
+        imported = side == "low"
+        wanted, left_out = self._wanted(entries)
+        if imported:
+            wanted.reverse()
+        most = min(self.batch_messages, self.settings.batch_messages)
+        todo = list(batches(wanted, self.settings, most))
+        if left_out:
+            self._commit(folder, Batch(left_out=left_out), {}, imported)
+        for number, chosen in enumerate(todo, 1):
+            batch = self._download(folder, chosen, imported)
+            reached = edge if number == len(todo) else chosen[-1].uid or 0
+            self._commit(folder, batch, _moved(folder, side, reached), imported)
+            self._check_slice()
+        if not todo:
+            self.ledger.save(folder, **_moved(folder, side, edge))
+            self._check_slice()
+
+    def _wanted(self, entries: Sequence[Fetched]) -> tuple[list[Fetched], list[int]]:
+        """What the account wants, and UIDs of what arrived before its ``import_since``."""
+        since = self.account.import_since
+        if since is None:
+            return list(entries), []
+        early = [one for one in entries if one.internal_date and one.internal_date < since]
+        uids = {one.uid or 0 for one in early}
+        return [one for one in entries if one.uid not in uids], sorted(uids)
+
+    def _download(self, folder: EmailFolder, chosen: Sequence[Fetched], imported: bool) -> Batch:
+        downloader = Downloader(self.session, self.settings, self.ledger.keep_lease)
+        try:
+            return downloader.fetch(chosen)
+        except Broken as broken:
+            if len(chosen) == 1 and broken.error.fault is not Fault.THROTTLED:
+                self._suspect(folder, chosen[0], broken)
+            if broken.batch:
+                self._commit(folder, broken.batch, {}, imported)
+            raise broken.error from None
+
+    def _suspect(self, folder: EmailFolder, entry: Fetched, broken: Broken) -> None:
+        """A message over which the connection breaks twice waits, and the others go first."""
+        key = (folder.id, entry.uid or 0)
+        if key in self._suspects:
+            failure = Failure(key[1], entry.size, FetchVerdict.WAITING, str(broken.error))
+            broken.batch.failures.append(failure)
+        self._suspects.add(key)
+
+    def _commit(
+        self, folder: EmailFolder, batch: Batch, edge: dict[str, int], imported: bool
+    ) -> None:
+        self.outcome.messages += self.ledger.commit(folder, batch, edge, imported=imported)
+        self.outcome.bytes += sum(body.size for body in batch.bodies)
+        self.outcome.verdicts += len(batch.failures)
+
+    def _check_slice(self) -> None:
+        if time.monotonic() >= self.until:
+            raise _SliceOver
+
+    # Proof
+
+    def _prove(self, folder: EmailFolder, seen: Status, withheld: int | None = None) -> None:
+        """Account for every message that the server counts, from the counters."""
+        if seen.messages is None:
+            return
+        if withheld is None:
+            withheld = folder.proof["withheld"] if folder.proof else 0
+        figures = proof.account_for(folder, seen.messages, withheld, missing=0)
+        moment = database.now()
+        proved = proof.complete(figures)
+        # When every window was listed and the numbers agree, the whole list was compared.
+        reconciled_at = folder.reconciled_at or (moment if proved else None)
+        self.ledger.save(
+            folder,
+            uidnext=seen.uidnext,
+            server_messages=seen.messages,
+            checked_at=moment,
+            proof=figures,
+            complete=proved,
+            proved_at=moment if proved else folder.proved_at,
+            reconciled_at=reconciled_at,
+        )
+
+    def _reconcile(self, folder: EmailFolder) -> None:
+        """Compare the server's whole list with the database, and fetch what is missing."""
+        seen = self._open(folder)
+        if seen is None or seen.messages is None:
+            return
+        short = self.session.supports("ESEARCH")
+        lister = self.session.compact_uids if short else self.session.uids
+        found = proof.compare(folder, self._top(folder, seen), lister)
+        if found.listed != seen.messages:
+            # A cut answer, mail that is leaving just now, or a server that shows a part only.
+            seen = self._open(folder) or seen
+            found = proof.compare(folder, self._top(folder, seen), self.session.uids)
+        withheld = max(0, (seen.messages or 0) - found.listed)
+        if found.missing:
+            log.warning("late mail", account=self.account.uuid, messages=len(found.missing))
+        for start in range(0, len(found.missing), WINDOW):
+            self._store_uids(folder, found.missing[start : start + WINDOW], folder.high)
+        self.ledger.settle(
+            folder,
+            # What a server withholds may only seem to have left.
+            absent=[] if withheld else found.absent,
+            returned=found.returned,
+            left_out=found.left_out,
+        )
+        self.ledger.save(folder, reconciled_at=database.now())
+        self._prove(folder, seen, withheld)
+
+    def _top(self, folder: EmailFolder, seen: Status) -> int:
+        return max((seen.uidnext or 1) - 1, folder.high)
+
+
+def _has_news(folder: EmailFolder, status: Status | None) -> bool:
+    """Whether the folder must be opened: the server tells other numbers than at the last look."""
+    if status is None or status.uidnext is None or folder.high is None:
+        return True
+    last = (folder.uidnext, folder.uidvalidity)
+    if (status.uidnext, status.uidvalidity) != last:
+        return True
+    return status.messages is not None and status.messages != folder.server_messages
+
+
+def _importing(folder: EmailFolder) -> bool:
+    return folder.low is not None and not folder.imported and folder.last_error is None
+
+
+def _moved(folder: EmailFolder, side: str, reached: int) -> dict[str, int]:
+    """The edge of a window after a commit; it never goes back over what has a verdict."""
+    if side == "high":
+        return {"high": max(folder.high, reached)}
+    return {"low": min(folder.low, reached)} if side else {}
+
+
+def _next_width(width: int, seen: int) -> int:
+    """Bound the answers, not the UIDs: a folder may hold ten messages among four billion UIDs."""
+    if seen < WINDOW // 4:
+        return width * 4
+    return max(WINDOW, width // 2) if seen > DENSE else width

@@ -1,0 +1,195 @@
+"""Bodies from the server: small ones many at a time, large ones in parts into a file.
+
+A UID whose body does not come gets a reason instead, so that none is passed over in silence.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..imap import Fault, Fetched, ImapError, Part, Session
+from ..models import FetchVerdict
+from ..settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A downloaded message, in memory or, when it is large, in a spooled file.
+
+    ``told_size`` and ``told_date`` are what the server says of it; ``size`` is what came.
+    """
+
+    uid: int
+    internal_date: datetime
+    sha256: str
+    size: int
+    source: bytes | Path
+    told_size: int | None
+    told_date: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A UID without a body."""
+
+    uid: int
+    size: int | None
+    verdict: FetchVerdict
+    reason: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """What goes into one transaction: bodies, reasons, and UIDs that the account does not want."""
+
+    bodies: list[Body] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.bodies or self.failures or self.left_out)
+
+
+class Broken(Exception):
+    """The connection broke in the middle of a download.
+
+    Parameters:
+      batch: what had come whole before.
+      error: how it broke.
+    """
+
+    def __init__(self, batch: Batch, error: ImapError) -> None:
+        super().__init__(str(error))
+        self.batch = batch
+        self.error = error
+
+
+def batches(
+    entries: Sequence[Fetched], settings: Settings, most: int | None = None
+) -> Iterator[list[Fetched]]:
+    """Split by number and bytes; a message larger than a part goes alone.
+
+    Parameters:
+      most: messages in a batch, instead of the configured number.
+    """
+    limit = most or settings.batch_messages
+    batch: list[Fetched] = []
+    size = 0
+    for entry in entries:
+        expected = entry.size or 0
+        full = len(batch) >= limit or size + expected > settings.batch_bytes
+        if batch and (full or expected > settings.part_bytes):
+            yield batch
+            batch, size = [], 0
+        batch.append(entry)
+        size += expected
+    if batch:
+        yield batch
+
+
+class Downloader:
+    """Fetches bodies of the session's open folder.
+
+    Parameters:
+      keep_lease: called now and then during a long download.
+    """
+
+    def __init__(
+        self, session: Session, settings: Settings, keep_lease: Callable[[], None]
+    ) -> None:
+        self._session = session
+        self._settings = settings
+        self._keep_lease = keep_lease
+
+    def fetch(self, entries: Sequence[Fetched]) -> Batch:
+        """The bodies of a batch, or a reason for each that does not come.
+
+        Raises:
+          Broken: the connection cannot be used any more.
+        """
+        batch = Batch()
+        if len(entries) > 1 or (entries[0].size or 0) <= self._settings.part_bytes:
+            try:
+                self._fetch_small(entries, batch)
+            except ImapError as error:
+                # A server that refuses many, because one of them is broken, is asked for each.
+                if error.fault not in (Fault.REFUSED, Fault.UNAVAILABLE):
+                    raise Broken(batch, error) from None
+        got = {body.uid for body in batch.bodies}
+        for entry in entries:
+            if entry.uid not in got:
+                self._fetch_single(entry, batch)
+        return batch
+
+    def _fetch_small(self, entries: Sequence[Fetched], batch: Batch) -> None:
+        told = {entry.uid: entry for entry in entries}
+        for uid, data in self._session.bodies([entry.uid for entry in entries if entry.uid]):
+            digest = hashlib.sha256(data).hexdigest()
+            batch.bodies.append(_body(told[uid], digest, len(data), data))
+
+    def _fetch_single(self, entry: Fetched, batch: Batch) -> None:
+        """A large message, or one that the server left out of a batch: in parts, to a file."""
+        uid = entry.uid or 0
+        limit = self._settings.max_message_bytes
+        if (entry.size or 0) > limit:
+            reason = f"{entry.size} bytes; the limit is {limit}"
+            batch.failures.append(Failure(uid, entry.size, FetchVerdict.TOO_LARGE, reason))
+            return
+        try:
+            body = self._spool(entry, limit)
+            listed = body is None and bool(self._session.scan_set([uid]))
+        except ImapError as error:
+            if error.fault not in (Fault.REFUSED, Fault.UNAVAILABLE):
+                raise Broken(batch, error) from None
+            batch.failures.append(Failure(uid, entry.size, FetchVerdict.WAITING, str(error)))
+            return
+        if body is not None:
+            batch.bodies.append(body)
+        elif listed:
+            reason = "the server lists the message but does not send it"
+            batch.failures.append(Failure(uid, entry.size, FetchVerdict.WAITING, reason))
+        else:
+            reason = "removed at the server before it could be fetched"
+            batch.failures.append(Failure(uid, entry.size, FetchVerdict.GONE, reason))
+
+    def _spool(self, entry: Fetched, limit: int) -> Body | None:
+        """Download in parts into a file; ends at a short part, whatever size was announced."""
+        uid = entry.uid or 0
+        digest, size = hashlib.sha256(), 0
+        path = _new_file(self._settings.spool_dir)
+        try:
+            with path.open("r+b") as file:
+                while True:
+                    part = self._session.part(uid, size, self._settings.part_bytes)
+                    if part is None and size == 0:
+                        path.unlink()
+                        return None
+                    # No part past the end of the message says that it has ended.
+                    part = part or Part(b"", last=True)
+                    file.write(part.data)
+                    digest.update(part.data)
+                    size += len(part.data)
+                    if size > limit:
+                        raise ImapError(Fault.REFUSED, f"more than {limit} bytes")
+                    if part.last:
+                        return _body(entry, digest.hexdigest(), size, path)
+                    self._keep_lease()
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _body(entry: Fetched, sha256: str, size: int, source: bytes | Path) -> Body:
+    arrived = entry.internal_date or datetime.now(UTC)
+    return Body(entry.uid or 0, arrived, sha256, size, source, entry.size, entry.internal_date)
+
+
+def _new_file(directory: Path) -> Path:
+    """An empty file for one large message, readable by its owner only."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = directory / os.urandom(16).hex()
+    path.touch(mode=0o600, exist_ok=False)
+    return path
