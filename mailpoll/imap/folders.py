@@ -48,7 +48,7 @@ def display_name(wire_name: bytes, delimiter: bytes | None) -> str:
     never sent.
     """
     try:
-        name = imap_utf7.decode(wire_name)
+        name = imap_utf7.decode(wire_name) if wire_name.isascii() else _plain(wire_name)
     except (ValueError, LookupError, IndexError):
         name = _plain(wire_name)
     if not isinstance(name, str) or not name.isprintable():

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -165,14 +165,18 @@ class AccountSync:
           what the server says of it, UIDNEXT always among it; ``None`` when it cannot be opened
           now, for which the reason stands in its row.
         """
-        try:
-            seen = self.session.examine(wire(folder))
-        except ImapError as error:
-            if error.fault is not Fault.REFUSED:
-                raise
-            self.ledger.save(folder, last_error=error.detail)
-            return None
         told = status or Status()
+        if told.messages == 0 and told.uidnext and told.uidvalidity:
+            seen = replace(told)  # all there is to know of an empty folder, without opening it
+        else:
+            try:
+                seen = self.session.examine(wire(folder))
+            except ImapError as error:
+                if error.fault is not Fault.REFUSED:
+                    raise
+                self.ledger.save(folder, last_error=error.detail)
+                return None
+            self._opened = (self.session, folder.id, seen)
         seen.uidvalidity = seen.uidvalidity or told.uidvalidity or 0
         # Mail that came since is above UIDNEXT, which is only a place to begin at.
         seen.uidnext = seen.uidnext or told.uidnext or self.session.highest() + 1
@@ -181,7 +185,6 @@ class AccountSync:
                 return None
             self._restart(folder, seen, folder.generation)
         self.ledger.save(folder, last_error=None)
-        self._opened = (self.session, folder.id, seen)
         return seen
 
     def _restart(self, folder: EmailFolder, seen: Status, generation: int) -> None:
@@ -214,7 +217,7 @@ class AccountSync:
         if seen is None:
             return
         width, uidnext = WINDOW, seen.uidnext or 1
-        while True:
+        while seen.messages != 0:
             # The server's UIDNEXT may be too low or lag behind: the last look has no upper end.
             final = folder.high + width >= uidnext - 1
             first = max(1, folder.low, folder.high + 1 - LOOK_BACK)
@@ -338,8 +341,9 @@ class AccountSync:
 
     def _download(self, folder: EmailFolder, chosen: Sequence[Fetched], imported: bool) -> Batch:
         downloader = Downloader(self.session, self.settings, self.ledger.keep_lease)
+        suspected = (folder.id, chosen[0].uid) in self._suspects
         try:
-            return downloader.fetch(chosen)
+            return downloader.fetch(chosen, in_parts=suspected)
         except Broken as broken:
             if len(chosen) == 1 and broken.error.fault is not Fault.THROTTLED:
                 self._suspect(folder, chosen[0], broken)

@@ -104,14 +104,18 @@ class Downloader:
         self._settings = settings
         self._keep_lease = keep_lease
 
-    def fetch(self, entries: Sequence[Fetched]) -> Batch:
+    def fetch(self, entries: Sequence[Fetched], *, in_parts: bool = False) -> Batch:
         """The bodies of a batch, or a reason for each that does not come.
+
+        Parameters:
+          in_parts: whatever size is announced; asked for whole it has broken the connection.
 
         Raises:
           Broken: the connection cannot be used any more.
         """
         batch = Batch()
-        if len(entries) > 1 or (entries[0].size or 0) <= self._settings.part_bytes:
+        large = len(entries) == 1 and (entries[0].size or 0) > self._settings.part_bytes
+        if not in_parts and not large:
             try:
                 self._fetch_small(entries, batch)
             except ImapError as error:
@@ -134,11 +138,12 @@ class Downloader:
         """A large message, or one that the server left out of a batch: in parts, to a file."""
         uid = entry.uid or 0
         limit = self._settings.max_message_bytes
-        if (entry.size or 0) > limit:
-            reason = f"{entry.size} bytes; the limit is {limit}"
-            batch.failures.append(Failure(uid, entry.size, FetchVerdict.TOO_LARGE, reason))
-            return
         try:
+            # Announced sizes are not always true, so a byte beyond the limit is asked for.
+            if (entry.size or 0) > limit and self._has_byte(uid, limit):
+                reason = f"{entry.size} bytes; the limit is {limit}"
+                batch.failures.append(Failure(uid, entry.size, FetchVerdict.TOO_LARGE, reason))
+                return
             body = self._spool(entry, limit)
             listed = body is None and bool(self._session.scan_set([uid]))
         except ImapError as error:
@@ -154,6 +159,10 @@ class Downloader:
         else:
             reason = "removed at the server before it could be fetched"
             batch.failures.append(Failure(uid, entry.size, FetchVerdict.GONE, reason))
+
+    def _has_byte(self, uid: int, offset: int) -> bool:
+        part = self._session.part(uid, offset, 1)
+        return part is not None and bool(part.data)
 
     def _spool(self, entry: Fetched, limit: int) -> Body | None:
         """Download in parts into a file; ends at a short part, whatever size was announced."""

@@ -141,21 +141,10 @@ class Ledger:
         What is stored stays, and the identity by content makes a second download harmless. A
         UIDVALIDITY that comes back finds the places that were written down under it.
         """
-        with database.connected():
-            places = _places(folder.id, uidvalidity, generation)
-            found = list(
-                places.join(EmailRawMessage)
-                .select(EmailRawMessage.size, EmailLocation.expunged_at)
-                .tuples()
-            )
         again = folder.high is not None
+        found = self._forget(folder, uidvalidity, generation) if again else []
         moment = database.now()
         recent = folder.restarted_at and moment - folder.restarted_at < timedelta(days=1)
-        with database.transaction():
-            self.account.fence(LEASE)
-            # Reasons and runs of UIDs that name other mail now say nothing any more.
-            for table in (EmailFetchFailure, EmailLeftOut):
-                table.delete().where(table.folder == folder.id).execute()
         self.save(
             folder,
             uidvalidity=uidvalidity,
@@ -172,6 +161,27 @@ class Ledger:
             complete=False,
             reconciled_at=None,
         )
+
+    def _forget(
+        self, folder: EmailFolder, uidvalidity: int, generation: int
+    ) -> list[tuple[int, datetime | None]]:
+        """Drop reasons and runs of UIDs that name other mail now; (size, expunged_at) of what is
+        known already under the numbers that are valid from here on."""
+        with database.transaction():
+            self.account.fence(LEASE)
+            for table in (EmailFetchFailure, EmailLeftOut):
+                table.delete().where(table.folder == folder.id).execute()
+            place = EmailLocation
+            known = (
+                place.select(EmailRawMessage.size, place.expunged_at)
+                .join(EmailRawMessage)
+                .where(
+                    place.folder == folder.id,
+                    place.uidvalidity == uidvalidity,
+                    place.generation == generation,
+                )
+            )
+            return list(known.tuples())
 
     # Verdicts
 
@@ -459,15 +469,6 @@ def _of(table: Any, folder: EmailFolder) -> Any:
         (table.folder == folder.id)
         & (table.uidvalidity == folder.uidvalidity)
         & (table.generation == folder.generation)
-    )
-
-
-def _places(folder_id: int, uidvalidity: int, generation: int) -> Any:
-    table = EmailLocation
-    return table.select().where(
-        table.folder == folder_id,
-        table.uidvalidity == uidvalidity,
-        table.generation == generation,
     )
 
 

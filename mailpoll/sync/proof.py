@@ -113,5 +113,7 @@ def due(folder: EmailFolder, moment: datetime) -> bool:
         return False
     if folder.reconciled_at is None:
         return True
+    if unexplained(folder.proof) > 0:
+        return True  # the server counts more than is known: late mail, which is looked for at once
     age = moment - folder.reconciled_at
-    return age >= (WHOLE if complete(folder.proof) else SOON)
+    return bool(age >= (WHOLE if complete(folder.proof) else SOON))

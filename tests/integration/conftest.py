@@ -48,6 +48,21 @@ def embedded(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -
     yield from run_system(_embedded(request, tmp_path), tmp_path, dovecot)
 
 
+@pytest.fixture
+def scripted(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
+    """The embedded set, where servers without TLS on any port are allowed, with small limits."""
+    yield from run_system(
+        _embedded(request, tmp_path),
+        tmp_path,
+        dovecot,
+        MAILPOLL_IMAP_PORTS=",".join(map(str, range(1_024, 65_536))),
+        MAILPOLL_IMAP_ALLOW_PLAIN="yes",
+        MAILPOLL_IMAP_READ_TIMEOUT="2",
+        MAILPOLL_PART_BYTES="10000",
+        MAILPOLL_BATCH_BYTES="50000",
+    )
+
+
 def run_system(
     variables: dict[str, str], directory: Path, dovecot: Dovecot, **more: str
 ) -> Iterator[System]:
