@@ -264,6 +264,8 @@ class EmailRawMessage(Table):
     id = IdField()
     account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
     sha256 = CharField(64)
+    #: The server's own name of this content (EMAILID, X-GM-MSGID), which saves a second download.
+    email_id = CharField(255, null=True)
     size = BigIntegerField()
     storage_type = CharField(8)
     storage_key = CharField(128)

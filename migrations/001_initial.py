@@ -76,6 +76,7 @@ CREATE TABLE email_raw_messages (
     id {id},
     account_id BIGINT NOT NULL REFERENCES email_accounts (id),
     sha256 VARCHAR(64) NOT NULL,
+    email_id VARCHAR(255),
     size BIGINT NOT NULL,
     storage_type VARCHAR(8) NOT NULL,
     storage_key VARCHAR(128) NOT NULL,
@@ -106,6 +107,8 @@ CREATE TABLE email_raw_messages (
     UNIQUE (account_id, sha256)
 );
 CREATE INDEX email_raw_messages_newest ON email_raw_messages (account_id, internal_date, id);
+CREATE INDEX email_raw_messages_email_id ON email_raw_messages (account_id, email_id)
+    WHERE email_id IS NOT NULL;
 CREATE INDEX email_raw_messages_pending ON email_raw_messages (next_attempt_at)
     WHERE status = 'stored';
 CREATE INDEX email_raw_messages_unfinished ON email_raw_messages (account_id, status)

@@ -18,7 +18,7 @@ from ..imap import Fault, ImapError, Session, connect
 from ..middleware.rate_limit import Limit
 from ..models import AccountState, EmailAccount, EmailFolder, LeaseLost
 from ..settings import settings
-from ..sync import LEASE, AccountSync, Outcome
+from ..sync import BROKEN, LEASE, AccountSync, Outcome
 from .process import import_message, process_message
 
 log = structlog.get_logger()
@@ -78,7 +78,7 @@ def poll(account_id: int, due: int | None) -> None:
     try:
         outcome = _synchronise(account)
         columns = _failure(account, outcome.error) if outcome.error else _success(account)
-        if outcome.error:
+        if outcome.error and outcome.error.fault in BROKEN:
             # What came in was new: the next poll goes on behind it, without a longer pause.
             columns |= {"failures": 1, "next_poll_at": account.next_poll_at}
     except LeaseLost:

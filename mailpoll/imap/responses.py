@@ -24,6 +24,7 @@ TOKEN = re.compile(
     rb'|([^\s()"]+)',
     re.IGNORECASE | re.DOTALL,
 )
+OBJECT_ID = re.compile(rb"[A-Za-z0-9_-]{1,255}")
 UNESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 INTERNALDATE = re.compile(
     r"\s*(\d{1,2})-(\w{3})-(\d{4}) (\d{2}):(\d{2}):(\d{2})(?: ([+-]\d{4}))?", re.ASCII
@@ -51,6 +52,8 @@ class Fetched:
     size: int | None = None
     internal_date: datetime | None = None
     body: bytes | None = None
+    #: EMAILID (RFC 8474) or Gmail's X-GM-MSGID: the same in every folder that has the message.
+    email_id: str | None = None
     #: The offset that the server says a partial body begins at.
     origin: int | None = None
 
@@ -130,10 +133,20 @@ def fetch(words: list[Any]) -> Fetched:
             answer.size = number(value)
         elif key == b"INTERNALDATE":
             answer.internal_date = internal_date(value)
+        elif key in (b"EMAILID", b"X-GM-MSGID"):
+            answer.email_id = _email_id(value)
         elif key.startswith(b"BODY["):
             answer.body = value if isinstance(value, bytes) else None
             answer.origin = number(key.rpartition(b"<")[2].removesuffix(b">"))
     return answer
+
+
+def _email_id(value: Any) -> str | None:
+    """``(M6d99ac3275bb4e)`` or a number; ``None`` for NIL, which servers send that have none."""
+    if isinstance(value, list):
+        value = value[0] if len(value) == 1 else None
+    usable = isinstance(value, bytes) and OBJECT_ID.fullmatch(value)
+    return value.decode("ascii") if usable else None
 
 
 def listed(words: list[Any]) -> Listed | None:

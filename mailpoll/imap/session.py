@@ -166,6 +166,14 @@ def _log_in(imap: imapclient.IMAPClient, login: Login, settings: Settings) -> No
     if imap.has_capability("ID"):
         with suppress(exceptions.IMAPClientError):
             imap.id_(IDENTITY)
+    _enable(imap)
+
+
+def _enable(imap: imapclient.IMAPClient) -> None:
+    """Ask for UIDs only (RFC 9586): Yahoo shows the newest 10,000 messages to all others."""
+    if imap.has_capability("UIDONLY"):
+        with suppress(exceptions.IMAPClientError):
+            imap._imap._simple_command("ENABLE", "UIDONLY")
 
 
 def _authenticate(imap: imapclient.IMAPClient, login: Login) -> None:
@@ -216,6 +224,7 @@ def _merge(found: dict[int, Fetched], answer: Fetched) -> None:
     known = found.setdefault(answer.uid or 0, answer)
     known.size = answer.size if known.size is None else known.size
     known.internal_date = known.internal_date or answer.internal_date
+    known.email_id = known.email_id or answer.email_id
 
 
 class Session:
@@ -307,17 +316,24 @@ class Session:
                 found += responses.searched(words, last)
         return sorted({uid for uid in found if first <= uid <= last})
 
+    @property
+    def _facts(self) -> bytes:
+        facts = b"(UID RFC822.SIZE INTERNALDATE%b)"
+        if self.supports("OBJECTID"):
+            return facts % b" EMAILID"
+        return facts % (b" X-GM-MSGID" if self.supports("X-GM-EXT-1") else b"")
+
     def scan(self, first: int, last: int | None) -> list[Fetched]:
-        """UID, size and arrival of the messages from ``first`` to ``last``, in UID order."""
-        found = self._paged(b"(UID RFC822.SIZE INTERNALDATE)", first, last)
+        """UID, size, arrival and content's name of the messages of a range, in UID order."""
+        found = self._paged(self._facts, first, last)
         return [found[uid] for uid in sorted(found)]
 
     def scan_set(self, uids: Sequence[int]) -> list[Fetched]:
-        """UID, size and arrival of these messages; those that the server leaves out are absent."""
+        """The same of these messages; those that the server leaves out are absent."""
         wanted = set(uids)
         found: dict[int, Fetched] = {}
         for chosen in uid_sets(uids):
-            for answer in self._fetch(b"UID FETCH " + chosen + b" (UID RFC822.SIZE INTERNALDATE)"):
+            for answer in self._fetch(b"UID FETCH " + chosen + b" " + self._facts):
                 if answer.uid in wanted:
                     _merge(found, answer)
         return [found[uid] for uid in sorted(found)]

@@ -4,7 +4,7 @@
 became of each UID, ``proof`` adds it up.
 """
 
-from .account import AccountSync, Outcome
+from .account import BROKEN, AccountSync, Outcome
 from .ledger import LEASE
 
-__all__ = ["LEASE", "AccountSync", "Outcome"]
+__all__ = ["BROKEN", "LEASE", "AccountSync", "Outcome"]

@@ -16,7 +16,7 @@ from ..imap import Fault, Fetched, ImapError, Session, Status, selectable
 from ..models import EmailAccount, EmailFolder, FetchVerdict
 from ..settings import Settings
 from . import proof
-from .download import Batch, Broken, Downloader, Failure, batches
+from .download import Batch, Broken, Copy, Downloader, Failure, batches
 from .ledger import Announce, Ledger, wire
 
 log = structlog.get_logger()
@@ -315,12 +315,13 @@ class AccountSync:
         """
         imported = side == "low"
         wanted, left_out = self._wanted(entries)
+        wanted, copies = self._known_contents(wanted)
         if imported:
             wanted.reverse()
         most = min(self.batch_messages, self.settings.batch_messages)
         todo = list(batches(wanted, self.settings, most))
-        if left_out:
-            self._commit(folder, Batch(left_out=left_out), {}, imported)
+        if left_out or copies:
+            self._commit(folder, Batch(left_out=left_out, copies=copies), {}, imported)
         for number, chosen in enumerate(todo, 1):
             batch = self._download(folder, chosen, imported)
             reached = edge if number == len(todo) else chosen[-1].uid or 0
@@ -338,6 +339,15 @@ class AccountSync:
         early = [one for one in entries if one.internal_date and one.internal_date < since]
         uids = {one.uid or 0 for one in early}
         return [one for one in entries if one.uid not in uids], sorted(uids)
+
+    def _known_contents(self, entries: Sequence[Fetched]) -> tuple[list[Fetched], list[Copy]]:
+        """What must be downloaded, and what lies in another folder too and need not be."""
+        names = [entry.email_id for entry in entries if entry.email_id]
+        stored = self.ledger.stored_as(names) if names else {}
+        copies = [
+            Copy(entry, *stored[entry.email_id]) for entry in entries if entry.email_id in stored
+        ]
+        return [entry for entry in entries if entry.email_id not in stored], copies
 
     def _download(self, folder: EmailFolder, chosen: Sequence[Fetched], imported: bool) -> Batch:
         downloader = Downloader(self.session, self.settings, self.ledger.keep_lease)

@@ -29,6 +29,7 @@ class Body:
     source: bytes | Path
     told_size: int | None
     told_date: datetime | None
+    email_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +42,26 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A UID whose content the server calls by the name of a message that is stored already."""
+
+    entry: Fetched
+    message_id: int
+    size: int
+
+
 @dataclass(slots=True)
 class Batch:
     """What goes into one transaction: bodies, reasons, and UIDs that the account does not want."""
 
     bodies: list[Body] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     left_out: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.bodies or self.failures or self.left_out)
+        return bool(self.bodies or self.copies or self.failures or self.left_out)
 
 
 class Broken(Exception):
@@ -193,7 +204,8 @@ class Downloader:
 
 def _body(entry: Fetched, sha256: str, size: int, source: bytes | Path) -> Body:
     arrived = entry.internal_date or datetime.now(UTC)
-    return Body(entry.uid or 0, arrived, sha256, size, source, entry.size, entry.internal_date)
+    told = (entry.size, entry.internal_date, entry.email_id)
+    return Body(entry.uid or 0, arrived, sha256, size, source, *told)
 
 
 def _new_file(directory: Path) -> Path:

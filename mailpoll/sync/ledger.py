@@ -27,7 +27,7 @@ from ..models import (
     FetchVerdict,
 )
 from ..settings import Settings
-from .download import Batch, Body, Failure
+from .download import Batch, Body, Copy, Failure
 
 log = structlog.get_logger()
 
@@ -43,8 +43,8 @@ CHUNK = 500
 
 INSERT_MESSAGE = database.Statement("""
     INSERT INTO email_raw_messages (account_id, sha256, size, storage_type, storage_key,
-        internal_date, stored_at, imported, next_attempt_at, status)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'stored')
+        internal_date, stored_at, imported, next_attempt_at, email_id, status)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'stored')
 """)
 INSERT_LOCATION = database.Statement("""
     INSERT INTO email_locations (folder_id, uidvalidity, generation, uid, message_id, server_size,
@@ -239,6 +239,7 @@ class Ledger:
                 self.account.fence(LEASE)
                 ids, new = self._insert_messages(batch.bodies, storage_type, imported)
                 self._insert_locations(folder, batch.bodies, ids)
+                self._insert_copies(folder, batch.copies)
                 self._record_failures(folder, batch.failures)
                 self._forget_failures(folder, batch.bodies)
                 _leave_out(folder, batch.left_out)
@@ -301,6 +302,7 @@ class Ledger:
                     stored_at,
                     imported,
                     sweep_at,
+                    body.email_id,
                 )
                 for digest, body in fresh.items()
             ]
@@ -334,6 +336,39 @@ class Ledger:
         )
         size = sum(body.size for body in bodies)
         _update(folder, {"messages": folder.messages + len(bodies), "bytes": folder.bytes + size})
+
+    def stored_as(self, email_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Contents that are stored by the server's name for them: to (message id, size)."""
+        table = EmailRawMessage
+        found: dict[str, tuple[int, int]] = {}
+        with database.connected():
+            for start in range(0, len(email_ids), CHUNK):
+                query = table.select(table.email_id, table.id, table.size).where(
+                    table.account == self.account,
+                    table.email_id.in_(email_ids[start : start + CHUNK]),
+                )
+                found |= {name: (number, size) for name, number, size in query.tuples()}
+        return found
+
+    def _insert_copies(self, folder: EmailFolder, copies: Sequence[Copy]) -> None:
+        if not copies:
+            return
+        seen_at = database.timestamp(database.now())
+        INSERT_LOCATION.run_many(
+            [
+                (
+                    *_generation(folder),
+                    copy.entry.uid,
+                    copy.message_id,
+                    copy.entry.size,
+                    copy.entry.internal_date and database.timestamp(copy.entry.internal_date),
+                    seen_at,
+                )
+                for copy in copies
+            ]
+        )
+        size = sum(copy.size for copy in copies)
+        _update(folder, {"messages": folder.messages + len(copies), "bytes": folder.bytes + size})
 
     def _record_failures(self, folder: EmailFolder, failures: Sequence[Failure]) -> None:
         table = EmailFetchFailure
