@@ -137,6 +137,8 @@ class Dovecot(Server):
             self._admit_user()
         if not self.ca_file.exists():
             write_certificates(self.directory)
+        # Dovecot makes the home of a user without mail by itself, but not as root here.
+        self._make_directory(self.directory / "mail")
         configuration = self.directory / "dovecot.conf"
         configuration.write_text(self._configuration())
         return [program, "-F", "-c", str(configuration)]

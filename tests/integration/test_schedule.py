@@ -1,0 +1,220 @@
+"""The scheduler's tick: which polls it enqueues, when, and how often."""
+
+import subprocess
+import sys
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from mailpoll import accounts, actors, database
+from mailpoll.actors.poll import poll
+from mailpoll.models import AccountState, EmailAccount
+from mailpoll.sync import LEASE
+from tests.integration.queue_entries import Entry, entries
+from tests.integration.system import System, message, wait_until
+
+pytestmark = pytest.mark.queue
+
+#: A process that is a scheduler for one tick, when it is told to.
+ONE_TICK = """
+import sys
+from mailpoll.actors import schedule_polls
+print("ready", flush=True)
+sys.stdin.readline()
+schedule_polls.fn()
+"""
+
+
+def add(system: System, **columns: Any) -> EmailAccount:
+    """An account that is due at once unless told otherwise, and has no poll in the queue."""
+    account = accounts.create(
+        address=f"{uuid4().hex[:16]}@example.org",
+        password="secret",
+        host="localhost",
+        port=system.dovecot.imaps_port,
+        test=False,
+    )
+    return change(account, **{"queued_until": None, **columns})
+
+
+def change(account: EmailAccount, **columns: Any) -> EmailAccount:
+    with database.transaction():
+        EmailAccount.update(**columns).where(EmailAccount.id == account.id).execute()
+    return reread(account)
+
+
+def reread(account: EmailAccount) -> EmailAccount:
+    with database.connected():
+        return EmailAccount.get_by_id(account.id)
+
+
+def soon(**span: float) -> Any:
+    return database.now() + timedelta(**span)
+
+
+def polls(system: System) -> list[Entry]:
+    return entries(system, "poll")
+
+
+def polled_ids(system: System) -> list[int]:
+    return sorted(entry.args[0] for entry in polls(system))
+
+
+def test_a_tick_enqueues_each_poll_at_its_own_time(system: System) -> None:
+    # Given accounts that fall due during the next minutes
+    due = [add(system, next_poll_at=soon(seconds=second)) for second in (0, 5, 20, 60)]
+    add(system, next_poll_at=soon(seconds=90))
+    # When the scheduler ticks
+    actors.schedule_polls.fn()
+    # Then those of the next minute are enqueued for their times, and the later one is not yet
+    found = {entry.args[0]: entry for entry in polls(system)}
+    assert sorted(found) == [account.id for account in due]
+    for account in due[1:]:
+        assert abs(found[account.id].eta - account.due) < 2_000
+    assert found[due[0].id].eta is None
+
+
+def test_polls_long_overdue_are_spread_over_half_a_minute(system: System) -> None:
+    for _ in range(30):
+        add(system, next_poll_at=soon(hours=-1), poll_interval=60)
+    begun = database.now().timestamp() * 1_000
+    actors.schedule_polls.fn()
+    ahead = [(entry.eta or begun) - begun for entry in polls(system)]
+    assert len(ahead) == 30
+    assert max(ahead) < 31_000
+    # 30 times in 30 seconds: all within one of its thirds would be a chance of 3 in 3^30
+    assert max(ahead) - min(ahead) > 10_000
+
+
+def test_many_ticks_enqueue_a_poll_once(system: System) -> None:
+    ids = [add(system).id for _ in range(3)]
+    for _ in range(10):
+        actors.schedule_polls.fn()
+    assert polled_ids(system) == ids
+
+
+def test_an_account_that_is_being_polled_is_not_enqueued(system: System) -> None:
+    # Given a poll that has begun, whose account is due again before it ends
+    account = add(system)
+    leased = EmailAccount.lease(account.id, None, LEASE)
+    assert leased is not None
+    change(account, next_poll_at=soon(seconds=-1))
+    # When the scheduler ticks, and ticks
+    for _ in range(3):
+        actors.schedule_polls.fn()
+    assert polls(system) == []
+    # Then it is enqueued once the poll has ended
+    leased.release()
+    actors.schedule_polls.fn()
+    assert polled_ids(system) == [account.id]
+
+
+def test_an_account_whose_poller_died_is_enqueued_when_its_lease_ends(system: System) -> None:
+    account = add(system)
+    EmailAccount.lease(account.id, None, LEASE)
+    change(account, next_poll_at=soon(seconds=-1), lease_until=soon(seconds=-1))
+    actors.schedule_polls.fn()
+    assert polled_ids(system) == [account.id]
+
+
+def test_a_lost_poll_is_enqueued_again_when_its_claim_lapses(system: System) -> None:
+    # Given a poll that was enqueued, and a queue that lost it
+    account = add(system)
+    actors.schedule_polls.fn()
+    system.broker.flush_all()
+    actors.schedule_polls.fn()
+    assert polls(system) == []
+    # When the claim lapses, which is within the interval and two minutes
+    claimed = reread(account).queued_until
+    assert claimed <= soon(seconds=65, minutes=2)
+    change(account, queued_until=soon(seconds=-1))
+    # Then the next tick enqueues it again, once
+    for _ in range(2):
+        actors.schedule_polls.fn()
+    assert polled_ids(system) == [account.id]
+
+
+@pytest.mark.parametrize(
+    "state", [AccountState.PAUSED, AccountState.AUTH_FAILED, AccountState.DELETING]
+)
+def test_only_active_accounts_are_enqueued(system: System, state: str) -> None:
+    add(system, state=state, next_poll_at=soon(hours=-1))
+    actors.schedule_polls.fn()
+    assert polls(system) == []
+
+
+def test_two_schedulers_at_once_enqueue_a_poll_once(system: System) -> None:
+    # Given many due accounts and three scheduler processes
+    ids = [add(system).id for _ in range(100)]
+    schedulers = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_TICK], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(3)
+    ]
+    for scheduler in schedulers:
+        assert scheduler.stdout is not None
+        assert scheduler.stdout.readline() == b"ready\n"
+    # When they tick together
+    for scheduler in schedulers:
+        assert scheduler.stdin is not None
+        scheduler.stdin.write(b"now\n")
+        scheduler.stdin.flush()
+    for scheduler in schedulers:
+        scheduler.communicate()
+        assert scheduler.returncode == 0
+    # Then every poll is in the queue once
+    assert polled_ids(system) == ids
+
+
+def test_a_short_interval_enqueues_its_own_next_poll(system: System) -> None:
+    # Given two accounts, one of which is polled more often than the scheduler ticks
+    short, long = add(system, poll_interval=5), add(system, poll_interval=60)
+    # When each has been polled
+    for account in (short, long):
+        poll(account.id, None)
+        assert reread(account).last_success_at is not None
+    # Then the short one's next poll is enqueued for its time, and a tick adds none
+    (entry,) = polls(system)
+    assert (entry.args[0], entry.args[1]) == (short.id, reread(short).due)
+    assert abs(entry.eta - reread(short).due) < 1_000
+    actors.schedule_polls.fn()
+    assert polled_ids(system) == sorted([short.id, long.id])
+
+
+def test_a_short_interval_goes_on_without_ticks(system: System) -> None:
+    account = add(system, poll_interval=5)
+    actors.schedule_polls.fn()
+    with system.workers():
+        wait_until(lambda: reread(account).last_success_at)
+        first = reread(account).last_success_at
+        system.dovecot.deliver(account.address, message("arrived between two polls"))
+        wait_until(lambda: reread(account).last_success_at > first)
+        wait_until(lambda: system.messages(account.uuid))
+
+
+def test_a_message_is_not_early_by_another_clock(system: System) -> None:
+    # Given a message that arrives when its account is, by the database's clock, not quite due
+    account = add(system, next_poll_at=soon(seconds=30), poll_interval=60)
+    # Then one that was sent for another time is early, and one for this time is not
+    assert EmailAccount.lease(account.id, account.due - 1, LEASE) is None
+    leased = EmailAccount.lease(account.id, account.due, LEASE)
+    assert leased is not None
+    # And when the poll has ended, the same message delivered once more does nothing
+    leased.release()
+    assert EmailAccount.lease(account.id, account.due, LEASE) is None
+
+
+def test_a_scheduler_that_died_after_its_claim_is_made_up_for(system: System) -> None:
+    # Given a claim whose message was never sent
+    account = add(system)
+    assert [claimed.id for claimed in EmailAccount.claim_due(timedelta(seconds=65), 10)] == [
+        account.id
+    ]
+    actors.schedule_polls.fn()
+    assert polls(system) == []
+    change(account, queued_until=soon(seconds=-1))
+    actors.schedule_polls.fn()
+    assert polled_ids(system) == [account.id]
