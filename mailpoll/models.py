@@ -304,10 +304,10 @@ class EmailRawMessage(Table):
 
     @classmethod
     def lost(cls, limit: int) -> list[Self]:
-        """Stored messages whose processing is overdue, oldest first: id, account and lane."""
+        """Stored messages whose processing is overdue, oldest first; small columns only."""
         with database.connected():
             return list(
-                cls.select(cls.id, cls.account, cls.imported)
+                cls.select(cls.id, cls.account, cls.imported, cls.attempts, cls.internal_date)
                 .where(cls.status == MessageStatus.STORED, cls.next_attempt_at <= database.now())
                 .order_by(cls.next_attempt_at)
                 .limit(limit)

@@ -1,5 +1,7 @@
 """Every minute: enqueue what was left behind, and move fallen-back blobs to the object store."""
 
+import random
+
 import dramatiq
 import peewee
 import structlog
@@ -11,12 +13,14 @@ from ..broker import MAINTENANCE, Queued
 from ..models import EmailAttachment, EmailJob, EmailRawMessage, JobState
 from ..settings import settings
 from .delete import delete_account
-from .process import import_message, process_message
+from .process import exhausted, give_up, import_message, process_message
 
 log = structlog.get_logger()
 
 #: Messages enqueued again in one pass, and waiting ones above which the queue is merely busy.
 SWEEP = 1_000
+#: Milliseconds over which messages are spread that may have killed workers.
+SUSPECTS = 5_000
 #: Blobs moved in one page.
 PAGE = 100
 
@@ -31,8 +35,11 @@ def sweep() -> None:
     broker = process_message.broker
     messages: list[Queued] = []
     for message in EmailRawMessage.lost(SWEEP):
+        if exhausted(message):
+            give_up(message)
+            continue
         actor = import_message if message.imported else process_message
-        messages.append((actor.message(message.id), None))
+        messages.append((actor.message(message.id), _spread(message)))
     lanes = {message.queue_name for message, _ in messages}
     busy = {lane for lane in lanes if broker.do_qsize(lane) > SWEEP}
     messages = [(message, delay) for message, delay in messages if message.queue_name not in busy]
@@ -48,6 +55,15 @@ def sweep() -> None:
         messages += [(delete_account.message(job.id), None) for job in jobs]
     if messages:
         broker.enqueue_all(messages)
+
+
+def _spread(message: EmailRawMessage) -> int | None:
+    """Milliseconds to wait before a message that may have killed two workers is tried again.
+
+    Each such message gets a time of its own: those that died beside the guilty one must not be
+    beside it again until they have used up their attempts too.
+    """
+    return random.randint(0, SUSPECTS) if message.attempts > 1 else None  # noqa: S311
 
 
 @dramatiq.actor(

@@ -61,7 +61,7 @@ def process(message_id: int) -> None:
             parsed = parsing.parse(raw)
             _finish(message, parsed, _store_attachments(message, parsed))
     except (Failed, parsing.Unparsable) as error:
-        _fail(message, str(error))
+        _fail(message.id, message.account_id, message.day, str(error))
     except StoreUnavailable:
         _give_back(message)
         raise
@@ -70,10 +70,10 @@ def process(message_id: int) -> None:
 #: Counts the attempt and tells what to work on; no row when there is nothing to do.
 CLAIM = database.Statement("""
     UPDATE email_raw_messages SET attempts = attempts + 1, next_attempt_at = ?
-    WHERE id = ? AND status = 'stored' AND EXISTS (
+    WHERE id = ? AND status = 'stored' AND attempts <= ? AND EXISTS (
         SELECT 1 FROM email_accounts WHERE email_accounts.id = account_id AND state <> 'deleting')
     RETURNING account_id, (SELECT uuid FROM email_accounts WHERE email_accounts.id = account_id),
-        sha256, size, storage_type, storage_key, internal_date, attempts
+        sha256, size, storage_type, storage_key, internal_date
 """)
 
 #: By whoever is first: the row changes only while it is stored.
@@ -99,29 +99,38 @@ class Claimed:
     storage_type: StorageType
     storage_key: str
     day: str
-    attempts: int
 
 
 def _claim(message_id: int) -> Claimed | None:
     """Count the attempt before the work: a message that kills its worker is caught by the count."""
     pause = database.now() + timedelta(seconds=ATTEMPT)
+    allowed = settings().max_attempts
     with database.transaction(durable=False):
-        row = CLAIM.run(database.timestamp(pause), message_id).fetchone()
+        row = CLAIM.run(database.timestamp(pause), message_id, allowed).fetchone()
     if row is None:
         return None
-    account_id, uuid, sha256, size, storage_type, key, internal_date, attempts = row
+    account_id, uuid, sha256, size, storage_type, key, internal_date = row
     day = str(internal_date)[:10] if isinstance(internal_date, str) else _utc_day(internal_date)
-    message = Claimed(
-        message_id, account_id, uuid, sha256, size, StorageType(storage_type), key, day, attempts
-    )
-    if attempts > settings().max_attempts + 1:
-        _fail(message, f"given up after {attempts - 1} attempts that did not end")
-        return None
-    return message
+    return Claimed(message_id, account_id, uuid, sha256, size, StorageType(storage_type), key, day)
 
 
 def _utc_day(moment: datetime) -> str:
     return moment.astimezone(UTC).date().isoformat()
+
+
+def exhausted(message: EmailRawMessage) -> bool:
+    """Whether all attempts that a message is allowed have begun."""
+    return bool(message.attempts > settings().max_attempts)
+
+
+def give_up(message: EmailRawMessage) -> None:
+    """Fail a message whose last attempt did not end in its time: it kills its workers.
+
+    Only the sweeper can tell, when that time is over. A delivery cannot: the attempts before it
+    may be under way still, because a queue may deliver a message many times at once.
+    """
+    reason = f"given up after {message.attempts} attempts that did not end"
+    _fail(message.id, message.account_id, _utc_day(message.internal_date), reason)
 
 
 @contextmanager
@@ -245,7 +254,7 @@ def _people(addresses: Sequence[parsing.Address]) -> str:
     return database.json([{"name": one.name, "address": one.address} for one in addresses])
 
 
-def _fail(message: Claimed, reason: str) -> None:
+def _fail(message_id: int, account_id: int, day: str, reason: str) -> None:
     """Keep the raw message, say why it was not processed, and let it be replayed."""
     table = EmailRawMessage
     with database.transaction(durable=False):
@@ -256,12 +265,12 @@ def _fail(message: Claimed, reason: str) -> None:
                 processed_at=database.now(),
                 next_attempt_at=None,
             )
-            .where(table.id == message.id, table.status == MessageStatus.STORED)
+            .where(table.id == message_id, table.status == MessageStatus.STORED)
             .execute()
         )
         if failed:
-            EmailAccountDay.add(message.account_id, message.day, failures=1)
-            log.warning("message failed", message=message.id, reason=reason)
+            EmailAccountDay.add(account_id, day, failures=1)
+            log.warning("message failed", message=message_id, reason=reason)
 
 
 def _give_back(message: Claimed) -> None:

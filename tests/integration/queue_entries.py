@@ -24,14 +24,16 @@ def entries(system: System, queue: str) -> list[Entry]:
     found = []
     for name in (queue, f"{queue}.DQ"):
         for redis_id in client.lrange(f"{namespace}:{name}", 0, -1):
-            message = Message.decode(client.hget(f"{namespace}:{name}.msgs", redis_id))
-            options = message.options
-            found.append(
-                Entry(
-                    message.actor_name,
-                    tuple(message.args),
-                    options.get("eta"),
-                    options.get("retries", 0),
-                )
-            )
+            data = client.hget(f"{namespace}:{name}.msgs", redis_id)
+            if data is None:  # taken meanwhile
+                continue
+            message = Message.decode(data)
+            eta, retries = message.options.get("eta"), message.options.get("retries", 0)
+            found.append(Entry(message.actor_name, tuple(message.args), eta, retries))
     return found
+
+
+def idle(system: System) -> bool:
+    """Whether no message waits to run now, or runs."""
+    queues = system.get("/admin/tasks")["queues"]
+    return not any(queue["waiting"] or queue["running"] for queue in queues)

@@ -94,9 +94,9 @@ class System:
         finally:
             worker.stop()
 
-    def work_until(self, done: Callable[[], Any]) -> None:
+    def work_until(self, done: Callable[[], Any], threads: int = 4) -> None:
         """Run workers until ``done`` is true."""
-        with self.workers():
+        with self.workers(threads):
             wait_until(done)
 
     def poll_and_process(self, account_id: str) -> None:

@@ -1,0 +1,309 @@
+"""Work that fails: what is tried again, how often, and what is left when it is not."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dramatiq
+import pytest
+
+from mailpoll import accounts, actors, database, runtime
+from mailpoll.actors.poll import poll
+from mailpoll.models import TABLES, EmailAccountDay, EmailAttachment, EmailJob, EmailRawMessage
+from tests.integration.queue_entries import entries, idle
+from tests.integration.rows import account_row, change_messages, counts
+from tests.integration.system import PATIENCE, System, message
+
+pytestmark = pytest.mark.queue
+
+ATTACHED = (
+    'Content-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\n\r\ntext\r\n--b\r\n'
+    'Content-Disposition: attachment; filename="a.bin"\r\n\r\nattached {0}\r\n--b--\r\n'
+)
+
+#: A worker process in which the parser crashes, as native code can, on one message.
+WORKER = """
+import os, signal
+from dramatiq import Worker
+from mailpoll import parsing
+from mailpoll.actors import broker
+
+parse = parsing.parse
+
+def crash(raw):
+    if b"Subject: poison" in raw:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return parse(raw)
+
+parsing.parse = crash
+Worker(broker, queues={"process", "import"}, worker_threads=2, worker_timeout=50).start()
+signal.pause()
+"""
+
+
+class Enqueued(dramatiq.Middleware):
+    """Notes what is sent: (actor, arguments, delay in milliseconds)."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, tuple[Any, ...], int | None]] = []
+
+    def before_enqueue(
+        self, broker: dramatiq.Broker, message: "dramatiq.Message[Any]", delay: int | None
+    ) -> None:
+        self.seen.append((message.actor_name, tuple(message.args), delay))
+
+
+@contextmanager
+def enqueued(system: System) -> Iterator[Enqueued]:
+    noted = Enqueued()
+    system.broker.add_middleware(noted)
+    yield noted
+    system.broker.middleware.remove(noted)
+
+
+def stored(system: System, address: str, *mail: bytes) -> list[EmailRawMessage]:
+    """Messages whose raw bytes are stored, and that nothing in any queue knows of."""
+    system.dovecot.deliver_many(address, mail)
+    account = system.add_account(address, test=False)
+    poll(account_row(account).id, None)
+    system.broker.flush_all()
+    with database.connected():
+        found = list(EmailRawMessage.select().order_by(EmailRawMessage.id))
+    assert len(found) == len(mail)
+    return found
+
+
+def reread(row: EmailRawMessage) -> EmailRawMessage:
+    with database.connected():
+        return EmailRawMessage.get_by_id(row.id)
+
+
+def figures(system: System) -> dict[str, int]:
+    return dict(system.get("/admin/stats")["by_status"])
+
+
+def everything() -> dict[str, list[dict[str, Any]]]:
+    with database.connected():
+        return {
+            table._meta.table_name: sorted(table.select().dicts(), key=repr) for table in TABLES
+        }
+
+
+@contextmanager
+def unreadable(row: EmailRawMessage) -> Iterator[None]:
+    """A raw file that cannot be read for the time being: a link loop, where root could read on."""
+    path = runtime.storage()._primary.path(row.storage_key)
+    aside = path.with_name("aside")
+    path.rename(aside)
+    path.symlink_to(path)
+    yield
+    aside.replace(path)
+
+
+def test_a_fault_that_can_pass_is_tried_three_times_more_with_growing_pauses(
+    embedded: System, address: str
+) -> None:
+    # Given a message whose raw bytes cannot be read at the moment
+    (row,) = stored(embedded, address, message("hard to read"))
+    with unreadable(row), enqueued(embedded) as noted:
+        # When it is processed
+        actors.process_message.send(row.id)
+        embedded.work_until(lambda: embedded.get("/admin/tasks")["dead"])
+    # Then it was sent once and tried again three times, each time later
+    # (a delayed message is sent a second time, from the delayed queue to its own)
+    pauses = [delay for _, _, delay in noted.seen if delay is not None]
+    assert len(pauses) == 3
+    assert 0 < pauses[0] <= pauses[1] <= pauses[2]
+    assert pauses[2] > pauses[0]
+    # And the dead task is shown, while the message is as it was: it is not to blame
+    (dead,) = embedded.get("/admin/tasks")["dead"]
+    assert (dead["actor"], dead["args"], dead["retries"]) == ("process_message", [row.id], 3)
+    assert dead["reason"].startswith("mailpoll.blobs.base.StoreUnavailable")
+    assert (reread(row).status, reread(row).attempts) == ("stored", 0)
+    # And when the fault has passed, the task can be replayed
+    embedded.post(f"/admin/tasks/dead/{dead['id']}/retry", 202)
+    embedded.work_until(lambda: reread(row).status == "processed")
+    assert embedded.get("/admin/tasks")["dead"] == []
+
+
+def test_what_will_not_pass_is_not_tried_again(system: System, address: str) -> None:
+    # Given a message whose raw bytes are gone for good
+    (row,) = stored(system, address, message("lost"))
+    runtime.storage().delete([row.storage_key], row.storage_type)
+    with enqueued(system) as noted:
+        # When it is processed
+        actors.process_message.send(row.id)
+        system.work_until(lambda: reread(row).status == "failed")
+    # Then that was the only attempt, and the reason is told
+    assert [actor for actor, _, _ in noted.seen] == ["process_message"]
+    assert entries(system, "process") == []
+    assert reread(row).attempts == 1
+    assert reread(row).error == "the raw message is missing from the store"
+    assert figures(system)["failed"] == 1
+
+
+def test_a_failed_poll_is_not_a_retry_but_a_later_poll(embedded: System, address: str) -> None:
+    account = embedded.add_account(address, password="wrong", test=False)
+    with enqueued(embedded) as noted:
+        embedded.work_until(
+            lambda: embedded.get(f"/admin/email-accounts/{account}")["failures"] == 1
+        )
+    assert noted.seen == []
+    assert entries(embedded, "poll") == []
+    assert embedded.get("/admin/tasks")["dead"] == []
+
+
+def test_a_failed_message_can_be_replayed(system: System, address: str) -> None:
+    (row,) = stored(system, address, message("again"))
+    change_messages(status="failed", error="a parser of the past", attempts=4)
+    system.post(f"/admin/messages/{row.id}/retry", 202)
+    system.work_until(lambda: reread(row).status == "processed")
+    assert reread(row).error is None
+    assert reread(row).subject == "again"
+
+
+def test_a_message_that_kills_its_worker_is_given_up_and_its_neighbours_are_not(
+    system: System, address: str
+) -> None:
+    # Given a message that crashes the parser among others, all in the queue
+    mail = [message(f"number {n}") for n in range(8)]
+    rows = stored(system, address, *mail[:4], message("poison"), *mail[4:])
+    poison = next(row for row in rows if b"Subject: poison" in raw(row))
+    change_messages(next_attempt_at=database.now())
+    actors.sweep.fn()
+    deaths = 0
+    # When workers die of it, one after the other, and the sweeper finds what they left behind
+    while reread(poison).status == "stored":
+        deaths += killed_worker()
+        change_messages_that_wait(next_attempt_at=database.now())
+        system.broker.flush_all()
+        actors.sweep.fn()
+    # Then it has failed after as many attempts as are allowed
+    assert deaths == system.settings.max_attempts + 1
+    assert reread(poison).error == f"given up after {deaths} attempts that did not end"
+    # And the others are processed
+    system.work_until(lambda: figures(system)["stored"] == 0)
+    assert figures(system) == {"stored": 0, "processed": 8, "failed": 1}
+
+
+def killed_worker() -> bool:
+    """Run a worker until it dies; whether that was by SIGKILL."""
+    worker = subprocess.Popen([sys.executable, "-c", WORKER])
+    try:
+        return worker.wait(PATIENCE) == -signal.SIGKILL
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def raw(row: EmailRawMessage) -> bytes:
+    with runtime.storage().open(row.storage_key, row.storage_type) as stream:
+        return stream.read()
+
+
+def change_messages_that_wait(**columns: Any) -> None:
+    with database.transaction():
+        EmailRawMessage.update(**columns).where(EmailRawMessage.status == "stored").execute()
+
+
+def test_losing_every_redis_key_loses_no_message(system: System, address: str) -> None:
+    # Given stored messages, new and imported ones, and a queue that lost them all
+    rows = stored(system, address, *(message(f"number {n}") for n in range(20)))
+    assert entries(system, "import") == entries(system, "process") == []
+    with database.transaction():
+        EmailRawMessage.update(imported=False).where(EmailRawMessage.id == rows[0].id).execute()
+    # When the sweeper comes by too early, it leaves them alone: they may be on their way
+    actors.sweep.fn()
+    assert entries(system, "import") == entries(system, "process") == []
+    # Then when their time is over, it sends each once, in its lane
+    change_messages(next_attempt_at=database.now())
+    for _ in range(3):
+        actors.sweep.fn()
+    assert sorted(entry.args[0] for entry in entries(system, "import")) == [
+        row.id for row in rows[1:]
+    ]
+    assert [entry.args[0] for entry in entries(system, "process")] == [rows[0].id]
+    system.work_until(lambda: figures(system)["processed"] == 20)
+
+
+def test_processing_again_changes_nothing(system: System, address: str) -> None:
+    mail = [f"Subject: {n}\r\n".encode() + ATTACHED.format(n).encode() for n in range(3)]
+    rows = stored(system, address, *mail)
+    for row in rows:
+        actors.process_message.fn(row.id)
+    before = everything()
+    assert counts()["email_attachments"] == 3
+    for row in rows:
+        actors.process_message.fn(row.id)
+        actors.import_message.fn(row.id)
+    assert everything() == before
+
+
+def test_processing_many_times_at_once_has_one_effect(system: System, address: str) -> None:
+    # Given messages, and what processing each of them once does
+    mail = [f"Subject: {n}\r\n".encode() + ATTACHED.format(n).encode() for n in range(4)]
+    rows = stored(system, address, *mail)
+    for row in rows:
+        actors.process_message.fn(row.id)
+    once = comparable(everything())
+    assert counts()["email_attachments"] == 4
+    # When the same is done by eight threads, each message eight times at once
+    undo_processing()
+    for row in rows:
+        for _ in range(8):
+            actors.process_message.send(row.id)
+    system.work_until(lambda: idle(system), threads=8)
+    # Then the effect is the same
+    assert comparable(everything()) == once
+
+
+def undo_processing() -> None:
+    with database.transaction():
+        EmailAttachment.delete().execute()
+        EmailAccountDay.update(attachments=0, attachment_bytes=0).execute()
+        EmailRawMessage.update(status="stored", attempts=0).execute()
+
+
+def comparable(tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
+    """Rows without what tells when, how often and in which order they were written."""
+    passing = ("processed_at", "attempts", "updated_at")
+    found = {}
+    for name, rows in tables.items():
+        left_out = (*passing, "id") if name == "email_attachments" else passing
+        found[name] = sorted(
+            repr({column: value for column, value in row.items() if column not in left_out})
+            for row in rows
+        )
+    return found
+
+
+def test_messages_in_flight_for_a_deleted_account_do_nothing(system: System, address: str) -> None:
+    # Given an account with messages and polls in the queue
+    rows = stored(system, address, message("one"), message("two"))
+    account = rows[0].account_id
+    (shown,) = system.get("/admin/email-accounts")["items"]
+    # When it is fenced for its deletion, and the job has not begun
+    accounts.delete(shown["id"])
+    before = everything()
+    for row in rows:
+        actors.process_message.fn(row.id)
+        actors.import_message.fn(row.id)
+    actors.poll_account.fn(account)
+    actors.continue_import.fn(account)
+    assert everything() == before
+    # And when all is gone, neither do those that come later still
+    with database.connected():
+        (job,) = EmailJob.select()
+    actors.delete_account.fn(job.id)
+    assert counts() == {"email_jobs": 1}
+    for row in rows:
+        actors.process_message.send(row.id)
+        actors.import_message.send(row.id)
+    actors.poll_account.send(account)
+    actors.continue_import.send(account)
+    system.work_until(lambda: idle(system))
+    assert counts() == {"email_jobs": 1}
+    assert system.get("/admin/tasks")["dead"] == []
