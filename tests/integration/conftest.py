@@ -10,6 +10,7 @@ import redis
 
 from tests.integration.system import KEY, TOKEN, System, configured
 from tests.servers.dovecot import Dovecot
+from tests.servers.process import free_ports
 
 
 def _redis_database() -> int:
@@ -86,3 +87,9 @@ def run_system(
 def address() -> str:
     """A mailbox that no other test uses."""
     return f"{uuid4().hex[:16]}@example.org"
+
+
+@pytest.fixture
+def scripted_port() -> int:
+    """Where a test's own IMAP server may listen, so that the configuration can allow it."""
+    return free_ports(1)[0]

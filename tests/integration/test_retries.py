@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import dramatiq
 import pytest
 
 from mailpoll import accounts, actors, database, runtime
 from mailpoll.actors.poll import poll
 from mailpoll.models import TABLES, EmailAccountDay, EmailAttachment, EmailJob, EmailRawMessage
-from tests.integration.queue_entries import entries, idle
+from tests.integration.queue_entries import enqueued, entries, idle
 from tests.integration.rows import account_row, change_messages, counts
 from tests.integration.system import PATIENCE, System, message
 
@@ -42,26 +41,6 @@ parsing.parse = crash
 Worker(broker, queues={"process", "import"}, worker_threads=2, worker_timeout=50).start()
 signal.pause()
 """
-
-
-class Enqueued(dramatiq.Middleware):
-    """Notes what is sent: (actor, arguments, delay in milliseconds)."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, tuple[Any, ...], int | None]] = []
-
-    def before_enqueue(
-        self, broker: dramatiq.Broker, message: "dramatiq.Message[Any]", delay: int | None
-    ) -> None:
-        self.seen.append((message.actor_name, tuple(message.args), delay))
-
-
-@contextmanager
-def enqueued(system: System) -> Iterator[Enqueued]:
-    noted = Enqueued()
-    system.broker.add_middleware(noted)
-    yield noted
-    system.broker.middleware.remove(noted)
 
 
 def stored(system: System, address: str, *mail: bytes) -> list[EmailRawMessage]:

@@ -104,6 +104,7 @@ class ScriptedImap:
       folders: other folders by their wire names.
       greeting: the first line.
       manifest_file: where the manifest is written as JSON lines.
+      port: 0 takes any that is free.
     """
 
     messages: dict[int, bytes] = field(default_factory=dict)
@@ -131,7 +132,7 @@ class ScriptedImap:
         self.inbox.messages = self.messages
 
     def __enter__(self) -> Self:
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", self.port))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
         return self

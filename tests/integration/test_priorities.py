@@ -1,0 +1,145 @@
+"""Who comes first: new mail before the import, new before old, and everybody in turn."""
+
+import itertools
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mailpoll import accounts, actors, database
+from mailpoll.actors.poll import poll
+from mailpoll.models import EmailRawMessage
+from tests.integration.conftest import SETS, run_system
+from tests.integration.queue_entries import entries, runs
+from tests.integration.rows import account_row
+from tests.integration.system import System, message
+from tests.servers.dovecot import Dovecot
+from tests.servers.scripted_imap import Rule, ScriptedImap
+
+pytestmark = pytest.mark.queue
+
+BATCH = 5
+
+
+@pytest.fixture(params=list(SETS))
+def system(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
+    """Both sets, with small batches."""
+    variables = SETS[request.param](request, tmp_path)
+    yield from run_system(variables, tmp_path, dovecot, MAILPOLL_BATCH_MESSAGES=str(BATCH))
+
+
+@pytest.fixture
+def sliced(
+    request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot, scripted_port: int
+) -> Iterator[System]:
+    """The embedded set with short slices too, and a port for a server without TLS."""
+    yield from run_system(
+        SETS["embedded"](request, tmp_path),
+        tmp_path,
+        dovecot,
+        MAILPOLL_IMAP_PORTS=f"{dovecot.imaps_port},{scripted_port}",
+        MAILPOLL_IMAP_ALLOW_PLAIN="yes",
+        MAILPOLL_BATCH_MESSAGES=str(BATCH),
+        MAILPOLL_POLL_SLICE="1",
+    )
+
+
+def rows() -> list[EmailRawMessage]:
+    with database.connected():
+        return list(EmailRawMessage.select().order_by(EmailRawMessage.id))
+
+
+def number(row: EmailRawMessage) -> int:
+    found = re.search(r"number (\d+)", row.subject)
+    assert found
+    return int(found[1])
+
+
+def mail(*numbers: int) -> list[bytes]:
+    return [message(f"number {n}") for n in numbers]
+
+
+def test_the_first_import_brings_the_newest_mail_first(system: System, address: str) -> None:
+    # Given a mailbox with old and new mail
+    system.dovecot.deliver_many(address, mail(*range(23)))
+    account = system.add_account(address)
+    # When it is imported
+    poll(account_row(account).id, None)
+    system.work_until(lambda: all(row.status == "processed" for row in rows()))
+    # Then it was stored batch by batch, and no message before a newer one of another batch
+    stored = [number(row) for row in rows()]
+    batches = [stored[start : start + BATCH] for start in range(0, len(stored), BATCH)]
+    assert sorted(stored) == list(range(23))
+    assert all(min(newer) > max(older) for newer, older in itertools.pairwise(batches))
+
+
+def test_new_mail_and_the_import_are_processed_in_lanes_of_their_own(
+    system: System, address: str
+) -> None:
+    # Given an import that waits to be processed
+    system.dovecot.deliver_many(address, mail(*range(60)))
+    account = system.add_account(address)
+    poll(account_row(account).id, None)
+    assert len(entries(system, "import")) == 60
+    assert entries(system, "process") == []
+    # When new mail arrives
+    system.dovecot.deliver_many(address, mail(*range(60, 63)))
+    poll(account_row(account).id, None)
+    # Then it has a lane of its own, with a higher priority (a lower number, in Dramatiq)
+    assert len(entries(system, "process")) == 3
+    assert len(entries(system, "import")) == 60
+    assert actors.process_message.priority < actors.import_message.priority
+    # And one thread that serves both is done with the new mail long before the import
+    system.work_until(lambda: all(row.status == "processed" for row in rows()), threads=1)
+    order = [number(row) for row in sorted(rows(), key=lambda row: row.processed_at)]
+    assert max(order.index(new) for new in (60, 61, 62)) < 40
+
+
+def test_a_big_import_goes_on_in_slices_between_which_others_have_their_turn(
+    sliced: System, address: str, scripted_port: int
+) -> None:
+    # Given a big mailbox on a slow server, to which new mail comes during the import
+    fetched: list[str] = []
+
+    def slow() -> bytes:
+        command = server.commands[-1]
+        time.sleep(0.3)
+        fetched.append(command)
+        if len(fetched) == 2:
+            server.messages[41] = message("number 41")
+        return server._fetch(command.upper()) + b"{tag} OK done\r\n"
+
+    rules = [Rule(r"UID FETCH .*BODY", slow)]
+    old = {uid: message(f"number {uid}") for uid in range(1, 41)}
+    with ScriptedImap(messages=old, rules=rules, port=scripted_port) as server:
+        big = accounts.create(
+            address=f"big-{address}",
+            password="secret",
+            host="127.0.0.1",
+            port=server.port,
+            security="plain",
+            test=False,
+        )
+        actors.poll_account.send(big.id)
+        # And a small one whose poll is behind it in the queue of a single thread
+        sliced.dovecot.deliver_many(address, mail(100, 101))
+        small = sliced.add_account(address)
+        sliced.work_until(lambda: processed(43), threads=1)
+    # Then the import went on on the queue for continuations
+    assert runs(sliced, "continue_import") >= 2
+    assert actors.continue_import.queue_name == "backfill"
+    # And the small mailbox was served in between
+    found = {number(row): row for row in rows()}
+    assert found[100].account_id == account_row(small).id
+    assert found[100].stored_at < found[1].stored_at
+    # And so was the new mail, which is not taken for a part of the import
+    assert found[41].stored_at < found[1].stored_at
+    assert not found[41].imported
+    assert found[41].processed_at < found[1].processed_at
+    assert all(found[uid].imported for uid in range(1, 41))
+
+
+def processed(count: int) -> bool:
+    return sum(row.status == "processed" for row in rows()) == count
