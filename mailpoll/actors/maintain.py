@@ -72,7 +72,9 @@ def _spread(message: EmailRawMessage) -> int | None:
 def drain_fallback() -> None:
     """Move blobs that fell back to local files into the object store, until none is left.
 
-    Each step leaves the blob readable: put and verify, commit the rows, then remove the local copy.
+    Each step leaves the blob readable, and is found again by the next run if this one dies: put and
+    verify, remove the local copy, then commit the rows. (Committed first, a copy that was not
+    removed any more would be left for ever.) Who reads a row meanwhile finds the blob all the same.
     """
     storage = runtime.storage()
     if not storage.has_object_store or storage.circuit_open:
@@ -108,6 +110,7 @@ def _move(account_id: int, key: str, size: int, sha256: str) -> bool:
     storage = runtime.storage()
     if not storage.move_to_primary(key, size, sha256):
         return False
+    storage.delete([key], StorageType.LOCAL)
     with database.transaction():
         for table in (EmailRawMessage, EmailAttachment):
             table.update(storage_type=StorageType.OSS).where(
@@ -115,5 +118,4 @@ def _move(account_id: int, key: str, size: int, sha256: str) -> bool:
                 table.sha256 == sha256,
                 table.storage_type == StorageType.LOCAL,
             ).execute()
-    storage.delete([key], StorageType.LOCAL)
     return True

@@ -105,7 +105,7 @@ class Storage:
     def move_to_primary(self, key: str, size: int, sha256: str) -> bool:
         """Copy a blob of the local stand-in to the object store, verified.
 
-        The local copy stays: delete it when the row that says where the blob lies is committed.
+        The local copy stays for the caller to delete; ``open`` finds the blob where it is.
 
         Returns:
           True when the object store has the blob; False when it cannot take it now.

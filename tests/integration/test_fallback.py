@@ -1,0 +1,195 @@
+"""An object store that goes away and comes back while mail arrives."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mailpoll import actors, database, runtime
+from mailpoll.actors.poll import poll
+from mailpoll.blobs import NewBlob, StorageType
+from mailpoll.models import EmailAttachment, EmailFolder, EmailRawMessage
+from tests.integration.conftest import SETS, run_system
+from tests.integration.rows import account_row
+from tests.integration.system import System, wait_until
+from tests.servers.dovecot import Dovecot
+from tests.servers.seaweed import BUCKET, Seaweed
+
+ATTACHED = (
+    'Content-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\n\r\ntext\r\n--b\r\n'
+    'Content-Disposition: attachment; filename="a.bin"\r\n\r\n{0}\r\n--b--\r\n'
+)
+
+
+@pytest.fixture
+def store(server_directory: Path) -> Iterator[Seaweed]:
+    """An object store of the test's own; it does not run yet."""
+    server = Seaweed(server_directory)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def system(
+    request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot, store: Seaweed
+) -> Iterator[System]:
+    variables = SETS["embedded"](request, tmp_path)
+    yield from run_system({**variables, "STORAGE_URL": store.url}, tmp_path, dovecot)
+
+
+@pytest.fixture
+def without_fallback(
+    request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot, store: Seaweed
+) -> Iterator[System]:
+    variables = {**SETS["embedded"](request, tmp_path), "STORAGE_URL": store.url}
+    yield from run_system(variables, tmp_path, dovecot, MAILPOLL_STORAGE_FALLBACK="no")
+
+
+def letter(number: int) -> bytes:
+    attached = ATTACHED.format(f"attached {number}")
+    return f"Subject: number {number}\r\n{attached}".encode()
+
+
+def local_files(system: System) -> list[Path]:
+    root = system.settings.data_dir / "blobs"
+    return [path for path in root.rglob("*") if path.is_file()]
+
+
+def pointers() -> list[tuple[str, str, str]]:
+    """(key, SHA-256, storage type) of every row that points at a blob."""
+    with database.connected():
+        return [
+            row
+            for table in (EmailRawMessage, EmailAttachment)
+            for row in table.select(table.storage_key, table.sha256, table.storage_type).tuples()
+        ]
+
+
+def storage_types(system: System) -> dict[str, int]:
+    return dict(system.get("/admin/stats")["by_storage_type"])
+
+
+def served(system: System, account: str, sent: list[bytes]) -> None:
+    """Check that the API serves every message and its attachment, byte for byte."""
+    items = system.messages(account)
+    assert sorted(item["sha256"] for item in items) == sorted(
+        hashlib.sha256(raw).hexdigest() for raw in sent
+    )
+    for item in items:
+        url = f"/admin/messages/{item['id']}"
+        raw = system.api.simulate_get(f"{url}/raw")
+        assert (raw.status_code, hashlib.sha256(raw.content).hexdigest()) == (200, item["sha256"])
+        number = item["subject"].split()[-1]
+        attached = system.api.simulate_get(f"{url}/attachments/0")
+        assert (attached.status_code, attached.content) == (200, f"attached {number}".encode())
+
+
+def test_mail_is_kept_in_files_during_an_outage_and_moved_after_it(
+    system: System, store: Seaweed, address: str
+) -> None:
+    # Given an account whose mail goes to the object store
+    store.start()
+    sent = [letter(n) for n in range(12)]
+    system.dovecot.deliver_many(address, sent[:4])
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    assert storage_types(system) == {"local": 0, "oss": 8}
+    # When the store goes away while mail comes in
+    store.stop()
+    system.dovecot.deliver_many(address, sent[4:])
+    system.poll_and_process(account)
+    # Then the new mail and its attachments are in local files, and every row says so
+    assert storage_types(system) == {"local": 16, "oss": 8}
+    assert len(local_files(system)) == 16
+    fallen = [item for item in system.messages(account) if item["storage_type"] == "local"]
+    assert len(fallen) == 8
+    for item in fallen:
+        url = f"/admin/messages/{item['id']}"
+        raw = system.api.simulate_get(f"{url}/raw").content
+        assert hashlib.sha256(raw).hexdigest() == item["sha256"]
+        assert system.api.simulate_get(f"{url}/attachments/0").status_code == 200
+    # And figures and readiness tell of the outage, whereas the account is fine
+    assert system.get("/admin/stats")["storage_circuit_open"] is True
+    assert system.get(f"/admin/email-accounts/{account}")["last_error"] is None
+    # And moving them does no harm meanwhile
+    actors.drain_fallback.fn()
+    assert storage_types(system)["local"] == 16
+
+    # When the store is back
+    store.start()
+    wait_until(lambda: actors.drain_fallback.fn() or storage_types(system)["local"] == 0)
+    # Then no blob is left in local files
+    assert storage_types(system) == {"local": 0, "oss": 24}
+    assert local_files(system) == []
+    # And what the store has is what its rows say, and what was sent
+    client = store.client()
+    for key, sha256, storage_type in pointers():
+        assert storage_type == StorageType.OSS
+        with client.get_object(BUCKET, key) as answer:
+            assert hashlib.sha256(answer.read()).hexdigest() == sha256
+    served(system, account, sent)
+
+    # And a process that dies between any two steps of such a move leaves all readable
+    _interrupted_moves(system, account, sent)
+
+
+def _interrupted_moves(system: System, account: str, sent: list[bytes]) -> None:
+    """Put everything back into local files, and move some of it up to each step."""
+    storage = runtime.storage()
+    for key, sha256, _ in pointers():
+        with storage.open(key, StorageType.OSS) as stream:
+            content = stream.read()
+        storage._fallback.put([NewBlob(key, len(content), sha256, content)])
+    storage.delete([key for key, _, _ in pointers()], StorageType.OSS)
+    with database.transaction():
+        for table in (EmailRawMessage, EmailAttachment):
+            table.update(storage_type=StorageType.LOCAL).execute()
+    served(system, account, sent)
+    with database.connected():
+        copied, removed = EmailRawMessage.select().limit(2)
+    # Died after the copy: both stores have it
+    for row in (copied, removed):
+        assert storage.move_to_primary(row.storage_key, row.size, row.sha256)
+    served(system, account, sent)
+    # Died after the local copy was removed: the row still names it
+    storage.delete([removed.storage_key], StorageType.LOCAL)
+    served(system, account, sent)
+    # The next pass finishes what was left
+    actors.drain_fallback.fn()
+    served(system, account, sent)
+    assert storage_types(system) == {"local": 0, "oss": 24}
+    assert local_files(system) == []
+
+
+def test_without_fallback_mail_waits_at_its_server(
+    without_fallback: System, store: Seaweed, address: str
+) -> None:
+    # Given an account, and a store that is away
+    system = without_fallback
+    sent = [letter(n) for n in range(3)]
+    system.dovecot.deliver_many(address, sent)
+    account = system.add_account(address)
+    row = account_row(account)
+    # When it is polled
+    poll(row.id, None)
+    # Then nothing is stored anywhere, and the cursor has not moved
+    assert system.messages(account) == []
+    assert not (system.settings.data_dir / "blobs").exists()
+    with database.connected():
+        (inbox,) = EmailFolder.select().where(EmailFolder.name == "INBOX")
+    assert (inbox.high, inbox.low) == (3, 4)
+    # And the account says what is the matter and when it is tried again
+    shown = system.get(f"/admin/email-accounts/{account}")
+    assert shown["state"] == "active"
+    assert shown["last_error_kind"] == "storage_unavailable"
+    assert "object store" in shown["last_error"]
+    assert shown["next_poll_at"] is not None
+    # When the store is back
+    store.start()
+    wait_until(lambda: not runtime.storage().circuit_open)
+    system.poll_and_process(account)
+    # Then the mail comes
+    served(system, account, sent)
+    assert storage_types(system) == {"local": 0, "oss": 6}
+    assert system.get(f"/admin/email-accounts/{account}")["last_error"] is None
