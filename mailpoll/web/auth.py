@@ -10,7 +10,9 @@ import falcon
 
 #: All that answers without a token.
 OPEN = frozenset(("/healthz",))
-CHALLENGE = 'Bearer realm="mailpoll", Basic realm="mailpoll", charset="UTF-8"'
+#: Basic first: of a line with several challenges Chromium reads the first only, and asks for a
+#: password only if that is one it knows.
+CHALLENGE = 'Basic realm="mailpoll", charset="UTF-8", Bearer realm="mailpoll"'
 UNSAFE = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 
 

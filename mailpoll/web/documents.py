@@ -23,9 +23,11 @@ PAGE = """<!doctype html>
 <body><div id="ui"></div><script src="/docs/assets/swagger-ui-bundle.js"></script>
 <script src="/docs/start.js"></script></body></html>
 """
+#: The whole address: a page that was opened as user:password@host may not fetch a relative one.
 START = """SwaggerUIBundle({
-  url: "/openapi.json", dom_id: "#ui", deepLinking: true, persistAuthorization: true,
-  validatorUrl: null, tryItOutEnabled: true, defaultModelsExpandDepth: 0, docExpansion: "list",
+  url: location.origin + "/openapi.json", dom_id: "#ui", deepLinking: true,
+  persistAuthorization: true, validatorUrl: null,
+  tryItOutEnabled: true, defaultModelsExpandDepth: 0, docExpansion: "list",
 });
 """
 CONTENT_POLICY = (

@@ -52,6 +52,8 @@ def test_every_route_needs_a_token(embedded: System) -> None:
             assert answer.status_code in (200, 405)
         else:
             assert answer.status_code == 401, (method, path)
+            # Chromium reads the first challenge only, and must ask for a password
+            assert answer.headers["www-authenticate"].startswith("Basic ")
             assert "Bearer" in answer.headers["www-authenticate"]
             assert answer.headers["cache-control"] == "no-store"
 
