@@ -260,8 +260,10 @@ def _password(from_stdin: bool) -> str:
 def _enqueue_poll(account_id: int) -> None:
     from . import queues
     from .actors import poll_account
+    from .models import EmailAccount
 
     if not queues.offer(poll_account, account_id):
+        EmailAccount.mark_unqueued(account_id)
         click.echo("the queue does not answer: it is polled when `mailpoll up` runs", err=True)
 
 

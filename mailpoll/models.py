@@ -157,6 +157,12 @@ class EmailAccount(Table):
             cls.update(queued_until=start + patience).where(cls.id.in_(chunk)).execute()
 
     @classmethod
+    def mark_unqueued(cls, account_id: int) -> None:
+        """Note that the queue did not take the poll, so that the next tick sends it."""
+        with database.transaction(durable=False):
+            cls.update(queued_until=None).where(cls.id == account_id).execute()
+
+    @classmethod
     def lease(cls, account_id: int, due: int | None, seconds: int) -> Self | None:
         """Begin a poll: take the account's lease if it is due and free.
 

@@ -45,7 +45,8 @@ def _active_or_409(uuid: UUID) -> EmailAccount:
 
 
 def _enqueue_poll(account: EmailAccount) -> None:
-    queues.offer(poll_account, account.id)
+    if not queues.offer(poll_account, account.id):
+        EmailAccount.mark_unqueued(account.id)
 
 
 class AccountList:

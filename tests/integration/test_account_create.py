@@ -1,10 +1,12 @@
 """``POST /admin/email-accounts``."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from mailpoll import queues
+from mailpoll.models import EmailAccount
 from tests.integration.rows import account_row
 from tests.integration.system import System
 from tests.servers.process import free_ports
@@ -213,3 +215,6 @@ def test_it_is_added_while_the_queue_is_away(embedded: System, address: str) -> 
     # Then it is there, due now, and not reported as failed
     assert answer.status_code == 201, answer.text
     assert [item["address"] for item in embedded.get(URL)["items"]] == [address]
+    # And the next tick enqueues its poll
+    (due,) = EmailAccount.claim_due(timedelta(0), 10)
+    assert due.uuid == answer.json["id"]
