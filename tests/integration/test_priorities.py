@@ -109,7 +109,7 @@ def test_a_big_import_goes_on_in_slices_between_which_others_have_their_turn(
         fetched.append(command)
         if len(fetched) == 2:
             server.messages[41] = message("number 41")
-        return server._fetch(command.upper()) + b"{tag} OK done\r\n"
+        return server.answer(command)
 
     rules = [Rule(r"UID FETCH .*BODY", slow)]
     old = {uid: message(f"number {uid}") for uid in range(1, 41)}

@@ -127,9 +127,8 @@ def test_what_will_not_pass_is_not_tried_again(system: System, address: str) -> 
 def test_a_failed_poll_is_not_a_retry_but_a_later_poll(embedded: System, address: str) -> None:
     account = embedded.add_account(address, password="wrong", test=False)
     with enqueued(embedded) as noted:
-        embedded.work_until(
-            lambda: embedded.get(f"/admin/email-accounts/{account}")["failures"] == 1
-        )
+        shown = f"/admin/email-accounts/{account}"
+        embedded.work_until(lambda: embedded.get(shown)["failures"] == 1 and idle(embedded))
     assert noted.seen == []
     assert entries(embedded, "poll") == []
     assert embedded.get("/admin/tasks")["dead"] == []
