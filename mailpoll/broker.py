@@ -16,6 +16,7 @@ from dramatiq.common import current_millis, dq_name
 from dramatiq.middleware import Retries, ShutdownNotifications, TimeLimit
 from periodiq import PeriodiqMiddleware
 
+from .middleware.one_signal import OneSignal
 from .middleware.rate_limit import RateLimit
 from .middleware.task_stats import TaskStats
 from .settings import Settings
@@ -110,6 +111,7 @@ def make_broker(settings: Settings) -> Broker:
         middleware=[
             TimeLimit(time_limit=(settings.poll_deadline + 60) * 1_000),
             ShutdownNotifications(),
+            OneSignal(),
             RateLimit(client),
             Retries(max_retries=RETRIES, min_backoff=1_000, max_backoff=60_000),
             PeriodiqMiddleware(skip_delay=TICK_PATIENCE),

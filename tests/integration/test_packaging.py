@@ -21,6 +21,7 @@ import redis
 import yaml
 
 from mailpoll import __version__
+from mailpoll.middleware import task_stats
 from mailpoll.settings import Settings, from_environment, new_key, new_token
 from tests.integration.system import TOKEN, wait_until
 from tests.integration.test_cli import COMMANDS, clean
@@ -32,6 +33,12 @@ PROGRAMS = Path(sys.executable).parent
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
 KNOWN = {str(field.alias) for field in Settings.model_fields.values()}
+#: Something to do for a poller and a worker.
+WORK = """
+from mailpoll.actors import poll_account, process_message
+poll_account.send(1)
+process_message.send(1)
+"""
 #: Seconds that a platform gives processes to end.
 GRACE = 30
 
@@ -163,9 +170,12 @@ def test_the_procfile_runs_and_ends(tmp_path: Path) -> None:
                 start_new_session=True,
             )
         try:
-            # Then they come up: the web process says so, and the others do their work
+            # Then they come up: the web process says so, and the others do the work they are given
             wait_until(lambda: ready(port, honcho, log))
-            wait_until(lambda: "stopped" not in log.read_text() and consumers(valkey) >= 2)
+            subprocess.run([sys.executable, "-c", WORK], env=variables, cwd=tmp_path, check=True)
+            client = redis.Redis.from_url(valkey.url)
+            wait_until(lambda: {"poll_account", "process_message"} <= set(task_stats.read(client)))
+            assert "stopped" not in log.read_text()
             # And when told to, all end by themselves
             honcho.send_signal(signal.SIGTERM)
             honcho.wait(GRACE)
@@ -177,6 +187,8 @@ def test_the_procfile_runs_and_ends(tmp_path: Path) -> None:
         assert f"{name}.1 stopped (rc=" in ended
         assert f"{name}.1 stopped (rc=-9)" not in ended
     assert "Traceback" not in ended
+    # And the workers were not cut off by the second signal, which is Dramatiq's own
+    assert "Killing" not in ended
 
 
 def ready(port: int, honcho: "subprocess.Popen[bytes]", log: Path) -> bool:
@@ -186,11 +198,6 @@ def ready(port: int, honcho: "subprocess.Popen[bytes]", log: Path) -> bool:
     with suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
         return bool(orjson.loads(answer.read())["ready"])
     return False
-
-
-def consumers(valkey: Valkey) -> int:
-    """Poller and worker processes that have told Dramatiq that they are alive."""
-    return int(redis.Redis.from_url(valkey.url).zcard("mailpoll:__heartbeats__"))
 
 
 # --- the image and the compose file
