@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -177,11 +176,12 @@ def test_the_procfile_runs_and_ends(tmp_path: Path) -> None:
             wait_until(lambda: {"poll_account", "process_message"} <= set(task_stats.read(client)))
             assert "stopped" not in log.read_text()
             # And when told to, all end by themselves
-            honcho.send_signal(signal.SIGTERM)
+            honcho.terminate()
             honcho.wait(GRACE)
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(honcho.pid, signal.SIGKILL)
+            # It ends its processes, which have groups of their own; killed, it would leave them
+            honcho.terminate()
+            honcho.wait(GRACE)
         ended = log.read_text()
     for name in names:
         assert f"{name}.1 stopped (rc=" in ended
