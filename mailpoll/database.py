@@ -91,9 +91,11 @@ class Statement:
         """Execute inside the caller's connection; the cursor."""
         return proxy.execute_sql(self._sql, parameters)
 
-    def run_many(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Execute once for each row."""
-        proxy.cursor().executemany(self._sql, rows)
+    def run_many(self, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Execute once for each row; how many rows that changed in all."""
+        cursor = proxy.cursor()
+        cursor.executemany(self._sql, rows)
+        return int(cursor.rowcount)
 
     @property
     def _sql(self) -> str:

@@ -231,7 +231,7 @@ class AccountSync:
             width = _next_width(width, len(uids) - LOOK_BACK)
             if final:
                 break
-        self._prove(folder, seen)
+        self._prove(folder, seen, whole=seen.messages == 0)
 
     def _renumbered(self, folder: EmailFolder, uids: Sequence[int]) -> bool:
         """Whether a known UID now names another message (UIDs that are really positions).
@@ -278,7 +278,7 @@ class AccountSync:
         unknown = [entry for entry in entries if entry.uid not in known]
         self._store(folder, unknown, "low", first)
         if folder.imported:
-            self._prove(folder, seen)
+            self._prove(folder, seen, whole=True)
 
     def _opened_before(self, folder: EmailFolder) -> Status | None:
         """What the server said of the folder, if it is the one that is open now."""
@@ -382,8 +382,20 @@ class AccountSync:
 
     # Proof
 
-    def _prove(self, folder: EmailFolder, seen: Status, withheld: int | None = None) -> None:
-        """Account for every message that the server counts, from the counters."""
+    def _prove(
+        self,
+        folder: EmailFolder,
+        seen: Status,
+        *,
+        whole: bool,
+        withheld: int | None = None,
+    ) -> None:
+        """Account for every message that the server counts, from the counters.
+
+        Parameters:
+          whole: the server's whole list was gone through, so that its numbers are all there is.
+          withheld: what it counts and does not list; ``None``: as many as before.
+        """
         if seen.messages is None:
             return
         if withheld is None:
@@ -391,8 +403,6 @@ class AccountSync:
         figures = proof.account_for(folder, seen.messages, withheld, missing=0)
         moment = database.now()
         proved = proof.complete(figures)
-        # When every window was listed and the numbers agree, the whole list was compared.
-        reconciled_at = folder.reconciled_at or (moment if proved else None)
         self.ledger.save(
             folder,
             uidnext=seen.uidnext,
@@ -401,7 +411,7 @@ class AccountSync:
             proof=figures,
             complete=proved,
             proved_at=moment if proved else folder.proved_at,
-            reconciled_at=reconciled_at,
+            reconciled_at=moment if whole and proved else folder.reconciled_at,
         )
 
     def _reconcile(self, folder: EmailFolder) -> None:
@@ -429,10 +439,11 @@ class AccountSync:
             left_out=found.left_out,
         )
         self.ledger.save(folder, reconciled_at=database.now())
-        self._prove(folder, seen, withheld)
+        self._prove(folder, seen, whole=True, withheld=withheld)
 
     def _top(self, folder: EmailFolder, seen: Status) -> int:
-        return max((seen.uidnext or 1) - 1, folder.high)
+        """The highest UID there can be, also where UIDNEXT is too low."""
+        return max((seen.uidnext or 1) - 1, folder.high, self.session.highest())
 
 
 def _has_news(folder: EmailFolder, status: Status | None) -> bool:

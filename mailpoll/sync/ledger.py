@@ -56,6 +56,9 @@ INSERT_LEFT_OUT = database.Statement("""
     VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """)
 
+#: The counters of a folder of which nothing is stored.
+NOTHING = {"messages": 0, "bytes": 0, "expunged": 0}
+
 #: Tells the queue of messages whose rows are committed: (message ids, part of the import).
 Announce = Callable[[Sequence[int], bool], None]
 
@@ -142,7 +145,7 @@ class Ledger:
         UIDVALIDITY that comes back finds the places that were written down under it.
         """
         again = folder.high is not None
-        found = self._forget(folder, uidvalidity, generation) if again else []
+        counters = self._forget(folder, uidvalidity, generation) if again else NOTHING
         moment = database.now()
         recent = folder.restarted_at and moment - folder.restarted_at < timedelta(days=1)
         self.save(
@@ -152,9 +155,7 @@ class Ledger:
             high=uidnext - 1,
             low=1 if empty else uidnext,
             uidnext=None,
-            messages=len(found),
-            bytes=sum(size for size, _ in found),
-            expunged=sum(1 for _, expunged_at in found if expunged_at),
+            **counters,
             restarts=(folder.restarts if recent else 0) + 1 if again else 0,
             restarted_at=moment if again else None,
             proof=None,
@@ -162,26 +163,17 @@ class Ledger:
             reconciled_at=None,
         )
 
-    def _forget(
-        self, folder: EmailFolder, uidvalidity: int, generation: int
-    ) -> list[tuple[int, datetime | None]]:
-        """Drop reasons and runs of UIDs that name other mail now; (size, expunged_at) of what is
-        known already under the numbers that are valid from here on."""
+    def _forget(self, folder: EmailFolder, uidvalidity: int, generation: int) -> dict[str, int]:
+        """Drop reasons and runs of UIDs that name other mail now.
+
+        Returns:
+          the counters of what is known already under the numbers that are valid from here on.
+        """
         with database.transaction():
             self.account.fence(LEASE)
             for table in (EmailFetchFailure, EmailLeftOut):
                 table.delete().where(table.folder == folder.id).execute()
-            place = EmailLocation
-            known = (
-                place.select(EmailRawMessage.size, place.expunged_at)
-                .join(EmailRawMessage)
-                .where(
-                    place.folder == folder.id,
-                    place.uidvalidity == uidvalidity,
-                    place.generation == generation,
-                )
-            )
-            return list(known.tuples())
+            return _counters(folder, uidvalidity, generation)
 
     # Verdicts
 
@@ -241,7 +233,7 @@ class Ledger:
                 self._insert_locations(folder, batch.bodies, ids)
                 self._insert_copies(folder, batch.copies)
                 self._record_failures(folder, batch.failures)
-                self._forget_failures(folder, batch.bodies)
+                self._forget_failures(folder, batch)
                 _leave_out(folder, batch.left_out)
                 _update(folder, edge)
         finally:
@@ -321,21 +313,24 @@ class Ledger:
         if not bodies:
             return
         seen_at = database.timestamp(database.now())
-        INSERT_LOCATION.run_many(
-            [
-                (
-                    *_generation(folder),
-                    body.uid,
-                    ids[body.sha256],
-                    body.told_size,
-                    body.told_date and database.timestamp(body.told_date),
-                    seen_at,
-                )
-                for body in bodies
-            ]
-        )
-        size = sum(body.size for body in bodies)
-        _update(folder, {"messages": folder.messages + len(bodies), "bytes": folder.bytes + size})
+        rows = [
+            (
+                *_generation(folder),
+                body.uid,
+                ids[body.sha256],
+                body.told_size,
+                body.told_date and database.timestamp(body.told_date),
+                seen_at,
+            )
+            for body in bodies
+        ]
+        self._insert_places(folder, rows, sum(body.size for body in bodies))
+
+    def _insert_places(self, folder: EmailFolder, rows: list[Any], size: int) -> None:
+        if INSERT_LOCATION.run_many(rows) == len(rows):
+            _update(folder, {"messages": folder.messages + len(rows), "bytes": folder.bytes + size})
+        else:  # some were there already
+            _update(folder, _counters(folder, folder.uidvalidity, folder.generation))
 
     def stored_as(self, email_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Contents that are stored by the server's name for them: to (message id, size)."""
@@ -354,21 +349,18 @@ class Ledger:
         if not copies:
             return
         seen_at = database.timestamp(database.now())
-        INSERT_LOCATION.run_many(
-            [
-                (
-                    *_generation(folder),
-                    copy.entry.uid,
-                    copy.message_id,
-                    copy.entry.size,
-                    copy.entry.internal_date and database.timestamp(copy.entry.internal_date),
-                    seen_at,
-                )
-                for copy in copies
-            ]
-        )
-        size = sum(copy.size for copy in copies)
-        _update(folder, {"messages": folder.messages + len(copies), "bytes": folder.bytes + size})
+        rows = [
+            (
+                *_generation(folder),
+                copy.entry.uid,
+                copy.message_id,
+                copy.entry.size,
+                copy.entry.internal_date and database.timestamp(copy.entry.internal_date),
+                seen_at,
+            )
+            for copy in copies
+        ]
+        self._insert_places(folder, rows, sum(copy.size for copy in copies))
 
     def _record_failures(self, folder: EmailFolder, failures: Sequence[Failure]) -> None:
         table = EmailFetchFailure
@@ -397,9 +389,9 @@ class Ledger:
                 reason=failure.reason,
             )
 
-    def _forget_failures(self, folder: EmailFolder, bodies: Sequence[Body]) -> None:
+    def _forget_failures(self, folder: EmailFolder, batch: Batch) -> None:
         table = EmailFetchFailure
-        uids = [body.uid for body in bodies]
+        uids = [body.uid for body in batch.bodies] + [copy.entry.uid for copy in batch.copies]
         if uids:
             table.delete().where(_of(table, folder), table.uid.in_(uids)).execute()
 
@@ -496,6 +488,25 @@ def counts(folder: EmailFolder) -> dict[str, int]:
 
 def _generation(folder: EmailFolder) -> tuple[int, int, int]:
     return folder.id, folder.uidvalidity, folder.generation
+
+
+def _counters(folder: EmailFolder, uidvalidity: int, generation: int) -> dict[str, int]:
+    """A folder's counters, counted from its places."""
+    place = EmailLocation
+    sums = (
+        place.select(
+            fn.COUNT(place.id),
+            fn.COALESCE(fn.SUM(EmailRawMessage.size), 0),
+            fn.COUNT(place.expunged_at),
+        )
+        .join(EmailRawMessage)
+        .where(
+            place.folder == folder.id,
+            place.uidvalidity == uidvalidity,
+            place.generation == generation,
+        )
+    )
+    return dict(zip(NOTHING, map(int, sums.tuples().get()), strict=True))
 
 
 def _of(table: Any, folder: EmailFolder) -> Any:

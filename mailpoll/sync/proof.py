@@ -15,8 +15,10 @@ from . import ledger
 
 #: UIDs compared at once; four times as many where they are sparse.
 WIDTH = 50_000
-#: The server's whole list is compared as often as this, and sooner when the numbers differ.
+#: The server's whole list is compared as often as this; more often while it withholds messages,
+#: and soon when the numbers do not add up.
 WHOLE = timedelta(days=1)
+WITHHELD = timedelta(hours=1)
 SOON = timedelta(minutes=10)
 
 #: The UIDs of the open folder from one number to another, as the server lists them.
@@ -115,5 +117,7 @@ def due(folder: EmailFolder, moment: datetime) -> bool:
         return True
     if unexplained(folder.proof) > 0:
         return True  # the server counts more than is known: late mail, which is looked for at once
-    age = moment - folder.reconciled_at
-    return bool(age >= (WHOLE if complete(folder.proof) else SOON))
+    pause = WHOLE if complete(folder.proof) else SOON
+    if folder.proof["withheld"]:
+        pause = min(pause, WITHHELD)
+    return bool(moment - folder.reconciled_at >= pause)

@@ -72,9 +72,8 @@ class Mailbox:
         return max(self.messages, default=0) + 1 if self.next_uid is None else self.next_uid
 
     def uids(self) -> list[int]:
-        if len(self._sorted) != len(self.messages) or (
-            self._sorted and self._sorted[-1] not in self.messages
-        ):
+        """All UIDs, ascending; a very large folder is sorted again when its size changes."""
+        if len(self.messages) < 5_000 or len(self._sorted) != len(self.messages):
             self._sorted = sorted(self.messages)
         return self._sorted
 
@@ -124,6 +123,8 @@ class ScriptedImap:
     most: int = 0
     port: int = 0
     inbox: Mailbox = field(default_factory=Mailbox)
+    #: The connection that sent the latest command.
+    latest: Connection = field(default_factory=Connection)
     _used: dict[int, int] = field(default_factory=dict)
     _listener: socket.socket | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -183,6 +184,7 @@ class ScriptedImap:
         for line in file:
             tag, _, command = line.rstrip(b"\r\n").partition(b" ")
             connection.tag = tag
+            self.latest = connection
             text = command.decode("latin-1")
             self.commands.append(text)
             answer = self._answer(text, connection).replace(b"{tag}", tag)
