@@ -55,6 +55,9 @@ class ImapError(Exception):
       retry_after: seconds to wait that the server asked for, if it did.
     """
 
+    #: The server said BYE: whatever its words, nothing more can be asked on this connection.
+    ended = False
+
     def __init__(self, fault: Fault, detail: str, retry_after: float | None = None) -> None:
         self.fault = fault
         self.detail = printable(detail)

@@ -445,7 +445,9 @@ class Session:
                 first, _, rest = head[2:].strip().partition(b" ")
                 word = first.upper()
                 if word == b"BYE":
-                    raise refusal(rest.decode("utf-8", "replace"), Fault.CONNECTION_LOST)
+                    error = refusal(rest.decode("utf-8", "replace"), Fault.CONNECTION_LOST)
+                    error.ended = True
+                    raise error
                 if word in (b"OK", b"NO", b"BAD"):
                     yield word, rest.split(b" ")
                 else:

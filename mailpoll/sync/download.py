@@ -131,7 +131,7 @@ class Downloader:
                 self._fetch_small(entries, batch)
             except ImapError as error:
                 # A server that refuses many, because one of them is broken, is asked for each.
-                if error.fault not in (Fault.REFUSED, Fault.UNAVAILABLE):
+                if not _declined(error):
                     raise Broken(batch, error) from None
         got = {body.uid for body in batch.bodies}
         for entry in entries:
@@ -158,7 +158,7 @@ class Downloader:
             body = self._spool(entry, limit)
             listed = body is None and bool(self._session.scan_set([uid]))
         except ImapError as error:
-            if error.fault not in (Fault.REFUSED, Fault.UNAVAILABLE):
+            if not _declined(error):
                 raise Broken(batch, error) from None
             batch.failures.append(Failure(uid, entry.size, FetchVerdict.WAITING, str(error)))
             return
@@ -200,6 +200,11 @@ class Downloader:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+
+
+def _declined(error: ImapError) -> bool:
+    """Whether the server would not send it, and can still be asked for something else."""
+    return error.fault in (Fault.REFUSED, Fault.UNAVAILABLE) and not error.ended
 
 
 def _body(entry: Fetched, sha256: str, size: int, source: bytes | Path) -> Body:
