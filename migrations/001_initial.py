@@ -107,6 +107,7 @@ CREATE TABLE email_raw_messages (
     UNIQUE (account_id, sha256)
 );
 CREATE INDEX email_raw_messages_newest ON email_raw_messages (account_id, internal_date, id);
+CREATE INDEX email_raw_messages_size ON email_raw_messages (account_id, size);
 CREATE INDEX email_raw_messages_email_id ON email_raw_messages (account_id, email_id)
     WHERE email_id IS NOT NULL;
 CREATE INDEX email_raw_messages_pending ON email_raw_messages (next_attempt_at)

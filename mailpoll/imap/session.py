@@ -375,6 +375,17 @@ class Session:
                     wanted.discard(answer.uid)
                     yield answer.uid, answer.body
 
+    def headers(self, uids: Sequence[int]) -> dict[int, bytes]:
+        """The header sections of these messages, each with the empty line that ends it."""
+        wanted = set(uids)
+        found: dict[int, bytes] = {}
+        for chosen in uid_sets(uids):
+            line = b"UID FETCH " + chosen + b" (UID BODY.PEEK[HEADER])"
+            for answer in self._fetch(line, self._settings.part_bytes):
+                if answer.uid in wanted and answer.body is not None:
+                    found.setdefault(answer.uid, answer.body)
+        return found
+
     def part(self, uid: int, offset: int, size: int) -> Part | None:
         """Up to ``size`` bytes of a message from ``offset``; ``None`` when the server sends none.
 

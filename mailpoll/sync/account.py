@@ -35,6 +35,9 @@ RECONNECTS = 4
 RESTARTS = 3
 RESTART_PAUSE = 3_600
 
+#: Bytes of a header that can tell one message from all others.
+TELLING_HEADER = 200
+
 #: Opens a session for a block.
 Connect = Callable[[], AbstractContextManager[Session]]
 #: Something done in one folder.
@@ -315,7 +318,10 @@ class AccountSync:
         """
         imported = side == "low"
         wanted, left_out = self._wanted(entries)
-        wanted, copies = self._known_contents(wanted)
+        wanted, copies = self._named_contents(wanted)
+        if imported and self.account.imported_at:
+            wanted, moved = self._moved_contents(wanted)
+            copies += moved
         if imported:
             wanted.reverse()
         most = min(self.batch_messages, self.settings.batch_messages)
@@ -340,7 +346,7 @@ class AccountSync:
         uids = {one.uid or 0 for one in early}
         return [one for one in entries if one.uid not in uids], sorted(uids)
 
-    def _known_contents(self, entries: Sequence[Fetched]) -> tuple[list[Fetched], list[Copy]]:
+    def _named_contents(self, entries: Sequence[Fetched]) -> tuple[list[Fetched], list[Copy]]:
         """What must be downloaded, and what lies in another folder too and need not be."""
         names = [entry.email_id for entry in entries if entry.email_id]
         stored = self.ledger.stored_as(names) if names else {}
@@ -348,6 +354,26 @@ class AccountSync:
             Copy(entry, *stored[entry.email_id]) for entry in entries if entry.email_id in stored
         ]
         return [entry for entry in entries if entry.email_id not in stored], copies
+
+    def _moved_contents(self, entries: Sequence[Fetched]) -> tuple[list[Fetched], list[Copy]]:
+        """The same for a mailbox that moved, whose servers tell no names: by size and header.
+
+        The header holds what the receiving servers wrote when the message arrived. A message of
+        the same size that begins with it to the byte is the one that is stored, if only one does.
+        """
+        sized = {entry.uid: entry for entry in entries if entry.uid and entry.size}
+        stored = self.ledger.of_sizes(list({entry.size or 0 for entry in sized.values()}))
+        likely = [uid for uid, entry in sized.items() if entry.size in stored]
+        copies = []
+        for uid, header in self.session.headers(likely).items():
+            if len(header) < TELLING_HEADER:
+                continue
+            candidates = stored[sized[uid].size or 0]
+            same = [one for one in candidates if self.ledger.begins_with(one, header)]
+            if len(same) == 1:
+                copies.append(Copy(sized[uid], same[0].id, same[0].size))
+        found = {copy.entry.uid for copy in copies}
+        return [entry for entry in entries if entry.uid not in found], copies
 
     def _download(self, folder: EmailFolder, chosen: Sequence[Fetched], imported: bool) -> Batch:
         downloader = Downloader(self.session, self.settings, self.ledger.keep_lease)

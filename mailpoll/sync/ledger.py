@@ -14,7 +14,7 @@ import structlog
 from peewee import fn
 
 from .. import database
-from ..blobs import NewBlob, Storage, blob_key
+from ..blobs import BlobMissing, NewBlob, Storage, StorageType, StoreUnavailable, blob_key
 from ..imap import Folder
 from ..models import (
     EmailAccount,
@@ -344,6 +344,28 @@ class Ledger:
                 )
                 found |= {name: (number, size) for name, number, size in query.tuples()}
         return found
+
+    def of_sizes(self, sizes: Sequence[int]) -> dict[int, list[EmailRawMessage]]:
+        """Stored messages by their size in bytes: id, size and where they lie."""
+        table = EmailRawMessage
+        found: dict[int, list[EmailRawMessage]] = {}
+        with database.connected():
+            for start in range(0, len(sizes), CHUNK):
+                query = table.select(
+                    table.id, table.size, table.storage_key, table.storage_type
+                ).where(table.account == self.account, table.size.in_(sizes[start : start + CHUNK]))
+                for row in query:
+                    found.setdefault(row.size, []).append(row)
+        return found
+
+    def begins_with(self, message: EmailRawMessage, start: bytes) -> bool:
+        """Whether a stored message's bytes begin like this; not if they cannot be read now."""
+        try:
+            kind = StorageType(message.storage_type)
+            with self._storage.open(message.storage_key, kind) as stream:
+                return stream.read(len(start)) == start
+        except (BlobMissing, StoreUnavailable):
+            return False
 
     def _insert_copies(self, folder: EmailFolder, copies: Sequence[Copy]) -> None:
         if not copies:

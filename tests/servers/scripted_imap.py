@@ -305,6 +305,12 @@ class ScriptedImap:
                     b"* %d FETCH (UID %d BODY[]<%d> {%d}\r\n%b)\r\n"
                     % (number, uid, offset, len(raw), raw)
                 )
+            elif "BODY.PEEK[HEADER]" in verb:
+                head = raw[: raw.find(b"\r\n\r\n") + 4]
+                lines.append(
+                    b"* %d FETCH (UID %d BODY[HEADER] {%d}\r\n%b)\r\n"
+                    % (number, uid, len(head), head)
+                )
             elif "BODY.PEEK" in verb:
                 self._note(folder, mailbox, uid, raw)
                 lines.append(

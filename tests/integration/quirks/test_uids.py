@@ -252,7 +252,7 @@ def test_a_uidvalidity_that_changes_all_the_time_ends_in_words_and_not_in_a_down
         for validity in range(1, 12):
             server.uidvalidity = validity
             account = polled(account)
-        bodies = sum("BODY" in command for command in server.commands)
+        bodies = sum("BODY.PEEK[]" in command for command in server.commands)
         assert bodies <= 6
         assert "UIDVALIDITY" in folder().last_error
         assert len(stored()) == 2
