@@ -37,6 +37,10 @@ PROOF = {
 }
 
 
+#: Rows of the table of messages that were not fetched.
+UNFETCHED = 20
+
+
 class Failure(click.ClickException):
     """One line on standard error, exit code 1."""
 
@@ -436,6 +440,24 @@ def _show_account(found: dict[str, Any]) -> None:
             else f"{when:%m-%d %H:%M}"
             if when
             else "not yet",
+        )
+    console.print(table)
+    _show_unfetched(found)
+
+
+def _show_unfetched(found: dict[str, Any]) -> None:
+    if not found["unfetched"]:
+        return
+    table = Table("folder", "UID", "verdict", "next try", "reason", title="without a message")
+    for row in found["unfetched"][:UNFETCHED]:
+        when = row["next_attempt_at"]
+        tried = row["verdict"] in ("waiting", "unreadable")
+        table.add_row(
+            _shown(row["folder"]),
+            str(row["uid"]),
+            row["verdict"],
+            f"{when:%m-%d %H:%M}" if when and tried else "",
+            _shown(row["reason"]),
         )
     console.print(table)
 

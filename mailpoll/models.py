@@ -384,6 +384,8 @@ class EmailFetchFailure(Table):
     verdict = CharField(16)
     reason = TextField()
     size = BigIntegerField(null=True)
+    #: The header section of a message that is too large, its bytes as Latin-1.
+    headers = TextField(null=True)
     attempts = IntegerField(default=1)
     next_attempt_at = TimestampField(null=True)
     seen_at = TimestampField()

@@ -7,7 +7,7 @@ from typing import Any
 
 from peewee import fn
 
-from . import database, runtime
+from . import database, parsing, runtime
 from .blobs import StorageType
 from .models import (
     AccountState,
@@ -239,11 +239,25 @@ def _unfetched(account: EmailAccount) -> list[dict[str, Any]]:
             "uid": row.uid,
             "verdict": row.verdict,
             "reason": row.reason,
+            "size": row.size,
+            **_header_fields(row.headers),
             "attempts": row.attempts,
             "next_attempt_at": row.next_attempt_at,
         }
         for row in query
     ]
+
+
+def _header_fields(headers: str | None) -> dict[str, Any]:
+    """What is known of a message that is too large to fetch."""
+    if headers is None:
+        return {"subject": None, "from": [], "date": None}
+    try:
+        parsed = parsing.parse(headers.encode("latin-1"))
+    except parsing.Unparsable:
+        return {"subject": None, "from": [], "date": None}
+    senders = [{"name": one.name, "address": one.address} for one in parsed.from_]
+    return {"subject": parsed.subject, "from": senders, "date": parsed.date}
 
 
 def _unfetched_by_verdict() -> dict[str, int]:

@@ -160,6 +160,7 @@ CREATE TABLE email_fetch_failures (
     verdict VARCHAR(16) NOT NULL,
     reason TEXT NOT NULL,
     size BIGINT,
+    headers TEXT,
     attempts INTEGER NOT NULL,
     next_attempt_at {time},
     seen_at {time} NOT NULL,

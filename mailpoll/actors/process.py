@@ -15,6 +15,7 @@ import structlog
 from .. import database, parsing, runtime
 from ..blobs import BlobMissing, NewBlob, StorageType, StoreUnavailable, blob_key
 from ..broker import IMPORT, PROCESS
+from ..imap import is_placeholder
 from ..models import (
     EmailAccountDay,
     EmailAttachment,
@@ -232,7 +233,7 @@ def _fields(parsed: parsing.ParsedMessage) -> tuple[Any, ...]:
     return (
         database.timestamp(database.now()),
         parsed.parser,
-        database.json(parsed.defects),
+        database.json(_defects(parsed)),
         parsed.subject,
         _people(parsed.from_),
         _people(parsed.to),
@@ -248,6 +249,11 @@ def _fields(parsed: parsing.ParsedMessage) -> tuple[Any, ...]:
         parsed.text,
         parsed.html,
     )
+
+
+def _defects(parsed: parsing.ParsedMessage) -> list[str]:
+    """What had to be repaired, and whether it is the message at all."""
+    return [*parsed.defects, *(["server-placeholder"] if is_placeholder(parsed.subject) else [])]
 
 
 def _people(addresses: Sequence[parsing.Address]) -> str:

@@ -2,6 +2,7 @@
 
 from .errors import Fault, ImapError
 from .folders import Folder, selectable
+from .placeholders import is_placeholder
 from .responses import Fetched, Status
 from .session import Login, Part, Session, connect
 
@@ -15,5 +16,6 @@ __all__ = [
     "Session",
     "Status",
     "connect",
+    "is_placeholder",
     "selectable",
 ]

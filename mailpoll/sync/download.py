@@ -14,6 +14,9 @@ from ..imap import Fault, Fetched, ImapError, Part, Session
 from ..models import FetchVerdict
 from ..settings import Settings
 
+#: Bytes of a header section that are kept of a message which is too large.
+HEADERS = 64_000
+
 
 @dataclass(frozen=True, slots=True)
 class Body:
@@ -40,6 +43,7 @@ class Failure:
     size: int | None
     verdict: FetchVerdict
     reason: str
+    headers: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,9 @@ class Downloader:
             # Announced sizes are not always true, so a byte beyond the limit is asked for.
             if (entry.size or 0) > limit and self._has_byte(uid, limit):
                 reason = f"{entry.size} bytes; the limit is {limit}"
-                batch.failures.append(Failure(uid, entry.size, FetchVerdict.TOO_LARGE, reason))
+                headers = self._session.headers([uid]).get(uid, b"")[:HEADERS]
+                verdict = FetchVerdict.TOO_LARGE
+                batch.failures.append(Failure(uid, entry.size, verdict, reason, headers))
                 return
             body = self._spool(entry, limit)
             listed = body is None and bool(self._session.scan_set([uid]))

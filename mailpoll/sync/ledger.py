@@ -398,6 +398,7 @@ class Ledger:
             )
             row.attempts += 1
             row.verdict, row.reason, row.size = failure.verdict, failure.reason, failure.size
+            row.headers = failure.headers.replace(b"\0", b"?").decode("latin-1") or None
             row.next_attempt_at = _next_attempt(moment, row.attempts)
             if row.verdict == FetchVerdict.WAITING and row.attempts >= FETCH_ATTEMPTS:
                 row.verdict = FetchVerdict.UNREADABLE

@@ -309,6 +309,10 @@ class Unfetched(BaseModel):
     uid: int
     verdict: str
     reason: str
+    size: int | None
+    subject: str | None = Field(description="Of a message that is over the limit of size")
+    from_: list[Person] = Field(alias="from", serialization_alias="from")
+    date: datetime | None
     attempts: int
     next_attempt_at: datetime | None
 

@@ -117,11 +117,16 @@ def test_a_message_over_the_limit_is_recorded_and_not_fetched(scripted: System) 
     line = b'* 1 FETCH (UID 1 RFC822.SIZE %d INTERNALDATE "23-Nov-2026 10:00:00 +0000")\r\n' % size
     rules = [
         Rule("UID FETCH .*SIZE", line + DONE),
-        Rule(BODY, b"* 1 FETCH (UID 1 BODY[]<256000000> {1}\r\nx)\r\n" + DONE),
+        Rule(BODY + r".*\[\]", b"* 1 FETCH (UID 1 BODY[]<256000000> {1}\r\nx)\r\n" + DONE),
     ]
     with ScriptedImap(messages={1: RAW}, rules=rules) as server:
-        polled(add(server))
+        account = polled(add(server))
     assert (stored(), verdicts()) == ([], {1: "too_large"})
+    # And it can be seen what it is
+    figures = scripted.get(f"/admin/email-accounts/{account.uuid}/stats")
+    (unfetched,) = figures["unfetched"]
+    assert (unfetched["subject"], unfetched["size"]) == ("asked", size)
+    assert unfetched["from"] == [{"name": "Ann Example", "address": "ann@example.org"}]
     assert folder().proof["too_large"] == 1
     assert folder().complete
 
@@ -313,3 +318,12 @@ def test_dates_that_are_none_do_not_lose_the_message(scripted: System) -> None:
         ]
         polled(add(server))
         expect(server)
+
+
+def test_a_servers_complaint_in_place_of_a_message_is_flagged(scripted: System) -> None:
+    subject = "Retrieval using the IMAP4 protocol failed for the following message: 7"
+    with ScriptedImap(messages={7: message(subject)}) as server:
+        account = polled(add(server))
+    (item,) = scripted.messages(account.uuid)
+    scripted.work_until(lambda: scripted.messages(account.uuid)[0]["status"] == "processed")
+    assert scripted.get(f"/admin/messages/{item['id']}")["defects"] == ["server-placeholder"]
