@@ -316,24 +316,31 @@ class Session:
                 found += responses.searched(words, last)
         return sorted({uid for uid in found if first <= uid <= last})
 
-    @property
-    def _facts(self) -> bytes:
-        facts = b"(UID RFC822.SIZE INTERNALDATE%b)"
+    def _facts(self, sizes: bool) -> bytes:
+        items = [b"UID", b"INTERNALDATE"]
+        if sizes:
+            items.insert(1, b"RFC822.SIZE")
         if self.supports("OBJECTID"):
-            return facts % b" EMAILID"
-        return facts % (b" X-GM-MSGID" if self.supports("X-GM-EXT-1") else b"")
+            items.append(b"EMAILID")
+        elif self.supports("X-GM-EXT-1"):
+            items.append(b"X-GM-MSGID")
+        return b"(" + b" ".join(items) + b")"
 
-    def scan(self, first: int, last: int | None) -> list[Fetched]:
-        """UID, size, arrival and content's name of the messages of a range, in UID order."""
-        found = self._paged(self._facts, first, last)
+    def scan(self, first: int, last: int | None, *, sizes: bool = True) -> list[Fetched]:
+        """UID, size, arrival and content's name of the messages of a range, in UID order.
+
+        Parameters:
+          sizes: ``False`` leaves them out, over which some servers break.
+        """
+        found = self._paged(self._facts(sizes), first, last)
         return [found[uid] for uid in sorted(found)]
 
-    def scan_set(self, uids: Sequence[int]) -> list[Fetched]:
+    def scan_set(self, uids: Sequence[int], *, sizes: bool = True) -> list[Fetched]:
         """The same of these messages; those that the server leaves out are absent."""
         wanted = set(uids)
         found: dict[int, Fetched] = {}
         for chosen in uid_sets(uids):
-            for answer in self._fetch(b"UID FETCH " + chosen + b" " + self._facts):
+            for answer in self._fetch(b"UID FETCH " + chosen + b" " + self._facts(sizes)):
                 if answer.uid in wanted:
                     _merge(found, answer)
         return [found[uid] for uid in sorted(found)]

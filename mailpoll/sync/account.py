@@ -98,6 +98,7 @@ class AccountSync:
         self._widths: dict[int, int] = {}
         self._due: dict[int, list[int]] = {}
         self._suspects: set[tuple[int, int]] = set()
+        self._sizeless: set[int] = set()
 
     def run(self) -> Outcome:
         """New mail of every folder first, then the import, newest mail first.
@@ -131,14 +132,32 @@ class AccountSync:
     def _each(self, folders: Sequence[EmailFolder], work: Work) -> None:
         """Do the work in each folder; a connection that breaks is replaced a few times."""
         for folder in folders:
-            while True:
-                try:
-                    work(folder)
-                    break
-                except ImapError as error:
-                    if error.fault not in BROKEN or not self._reconnects:
-                        raise
-                    self._reconnect(folder, error)
+            while not self._done(folder, work):
+                pass
+
+    def _done(self, folder: EmailFolder, work: Work) -> bool:
+        """Whether there is nothing more to try in the folder for this poll.
+
+        Raises:
+          ImapError: one that concerns the account.
+        """
+        before = folder.id in self._sizeless
+        try:
+            work(folder)
+            return True
+        except ImapError as error:
+            if error.ended or error.fault in BROKEN:
+                if not self._reconnects:
+                    raise
+                self._reconnect(folder, error)
+                return False
+            if error.fault not in (Fault.REFUSED, Fault.UNAVAILABLE):
+                raise
+            if folder.id in self._sizeless and not before:
+                return False
+            # The other folders have done nothing wrong.
+            self.ledger.save(folder, last_error=error.detail)
+            return True
 
     def _reconnect(self, folder: EmailFolder, error: ImapError) -> None:
         log.info("connecting again", account=self.account.uuid, folder=folder.id, why=str(error))
@@ -236,6 +255,17 @@ class AccountSync:
                 break
         self._prove(folder, seen, whole=seen.messages == 0)
 
+    def _facts(
+        self, folder: EmailFolder, ask: Callable[..., list[Fetched]], *what: Any
+    ) -> list[Fetched]:
+        """Sizes and dates; sizes are not asked for again where one of them broke the answer."""
+        sizes = folder.id not in self._sizeless
+        try:
+            return ask(*what, sizes=sizes)
+        except ImapError:
+            self._sizeless.add(folder.id)
+            raise
+
     def _renumbered(self, folder: EmailFolder, uids: Sequence[int]) -> bool:
         """Whether a known UID now names another message (UIDs that are really positions).
 
@@ -244,7 +274,7 @@ class AccountSync:
         place = self.ledger.newest_place(folder)
         if place is None or place.uid not in uids:
             return False
-        for entry in self.session.scan_set([place.uid]):
+        for entry in self._facts(folder, self.session.scan_set, [place.uid]):
             if entry.internal_date and entry.size is not None:
                 moved = entry.internal_date != place.internal_date
                 return bool(moved and entry.size != place.server_size)
@@ -254,7 +284,8 @@ class AccountSync:
         """Fetch what of a listing has no verdict yet; the window's upper edge moves with it."""
         known = self.ledger.verdicts(folder, uids[0], uids[-1]) if uids else set()
         unknown = [uid for uid in uids if uid not in known]
-        entries = {entry.uid: entry for entry in self.session.scan_set(unknown)}
+        facts = self._facts(folder, self.session.scan_set, unknown)
+        entries = {entry.uid: entry for entry in facts}
         # What was listed gets a verdict, though the server leaves it out when asked for more.
         self._store(folder, [entries.get(uid) or Fetched(uid=uid) for uid in unknown], "high", edge)
 
@@ -275,7 +306,7 @@ class AccountSync:
             return
         width = self._widths.get(folder.id, WINDOW)
         first = max(1, folder.low - width)
-        entries = self.session.scan(first, folder.low - 1)
+        entries = self._facts(folder, self.session.scan, first, folder.low - 1)
         self._widths[folder.id] = _next_width(width, len(entries))
         known = self.ledger.verdicts(folder, first, folder.low - 1) if entries else set()
         unknown = [entry for entry in entries if entry.uid not in known]
@@ -301,7 +332,7 @@ class AccountSync:
         uids = self._due[folder.id]
         while uids:
             uid = uids.pop(0)
-            entries = self.session.scan_set([uid])
+            entries = self._facts(folder, self.session.scan_set, [uid])
             self._store(folder, entries or [Fetched(uid=uid)])
 
     # Store

@@ -94,7 +94,8 @@ def batches(
     batch: list[Fetched] = []
     size = 0
     for entry in entries:
-        expected = entry.size or 0
+        # A message of unknown size may be large.
+        expected = settings.part_bytes + 1 if entry.size is None else entry.size
         full = len(batch) >= limit or size + expected > settings.batch_bytes
         if batch and (full or expected > settings.part_bytes):
             yield batch
@@ -129,8 +130,9 @@ class Downloader:
           Broken: the connection cannot be used any more.
         """
         batch = Batch()
-        large = len(entries) == 1 and (entries[0].size or 0) > self._settings.part_bytes
-        if not in_parts and not large:
+        size = entries[0].size
+        large = size is None or size > self._settings.part_bytes
+        if len(entries) > 1 or not (in_parts or large):
             try:
                 self._fetch_small(entries, batch)
             except ImapError as error:
@@ -162,7 +164,7 @@ class Downloader:
                 batch.failures.append(Failure(uid, entry.size, verdict, reason, headers))
                 return
             body = self._spool(entry, limit)
-            listed = body is None and bool(self._session.scan_set([uid]))
+            listed = body is None and uid in self._session.uids(uid, uid)
         except ImapError as error:
             if not _declined(error):
                 raise Broken(batch, error) from None

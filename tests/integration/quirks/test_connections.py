@@ -11,7 +11,7 @@ from tests.integration.system import System, message
 from tests.servers.scripted_imap import CLOSE, HANG, Rule, ScriptedImap, pause
 
 BYE = b"* BYE Internal error occurred\r\n" + CLOSE
-FETCHES = ["UID FETCH .*SIZE", "UID FETCH .*BODY"]
+FETCHES = ["UID FETCH .*INTERNALDATE", "UID FETCH .*BODY"]
 COMMANDS = ["CAPABILITY", "LOGIN", "LIST", "STATUS", "EXAMINE", *FETCHES]
 KINDS = {"connection_lost", "timed_out", "unavailable", "protocol_error"}
 

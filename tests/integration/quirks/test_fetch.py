@@ -17,7 +17,7 @@ from tests.integration.scripted import (
     verdicts,
 )
 from tests.integration.system import System, message
-from tests.servers.scripted_imap import CLOSE, HANG, RESET, Rule, ScriptedImap
+from tests.servers.scripted_imap import CLOSE, HANG, RESET, Mailbox, Rule, ScriptedImap
 
 BODY = r"UID FETCH .*BODY"
 DONE = b"{tag} OK done\r\n"
@@ -327,3 +327,35 @@ def test_a_servers_complaint_in_place_of_a_message_is_flagged(scripted: System) 
     (item,) = scripted.messages(account.uuid)
     scripted.work_until(lambda: scripted.messages(account.uuid)[0]["status"] == "processed")
     assert scripted.get(f"/admin/messages/{item['id']}")["defects"] == ["server-placeholder"]
+
+
+@pytest.mark.parametrize("ending", [b"{tag} NO [SERVERBUG] oops\r\n", CLOSE])
+def test_a_server_that_breaks_over_sizes_is_read_without_them(
+    scripted: System, ending: bytes
+) -> None:
+    rules = [Rule("UID FETCH .*SIZE", ending)]
+    with ScriptedImap(messages=mail(5), rules=rules) as server:
+        account = polled(add(server))
+        expect(server)
+        assert account.last_error is None
+
+
+def test_a_folder_that_cannot_be_listed_holds_back_no_other(scripted: System) -> None:
+    with ScriptedImap(messages=mail(2)) as server:
+        server.folders[b"Broken"] = Mailbox(mail(3))
+        server.folders[b"Other"] = Mailbox({1: message("in the other")})
+
+        def refuse() -> bytes:
+            if server.latest.folder == b"Broken":
+                return b"{tag} NO [SERVERBUG] oops\r\n"
+            return server.answer(server.commands[-1], server.latest)
+
+        server.rules = [Rule("UID FETCH", refuse)]
+        account = polled(add(server))
+        assert account.last_error is None
+        assert len(stored()) == 3
+        assert "oops" in folder("Broken").last_error
+        server.rules = []
+        polled(account)
+        assert folder("Broken").last_error is None
+        assert folder("Broken").complete
