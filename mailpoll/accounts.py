@@ -156,7 +156,8 @@ def create(
       AccountError: a field does not work; nothing was saved.
       AccountExists: the address is there already.
     """
-    host = host or providers.imap_host(address)
+    preset = providers.preset_for(address)
+    host = host or (preset.host if preset else f"imap.{providers.domain_of(address)}")
     port = port or providers.PORTS[security]
     login = Login(host, port, security, username or address, auth, password)
     with database.connected():
