@@ -11,6 +11,7 @@ import peewee
 from . import database, runtime
 from .crypto import DecryptionError
 from .imap import Fault, ImapError, Login, connect, hosts, providers, selectable
+from .imap.errors import TREATMENT
 from .models import (
     AccountState,
     EmailAccount,
@@ -25,14 +26,6 @@ from .settings import settings
 TEST_TIMEOUT = 30
 #: Characters of a host name (RFC 1035).
 MAX_HOST = 253
-#: Which field a person should look at when the login fails.
-FIELD_OF_FAULT = {
-    Fault.AUTH_FAILED: "password",
-    Fault.BLOCKED_HOST: "host",
-    Fault.UNREACHABLE: "host",
-    Fault.TIMED_OUT: "host",
-    Fault.TLS: "security",
-}
 
 
 class AccountError(Exception):
@@ -91,11 +84,19 @@ def check_login(login: Login, folders: Sequence[str] | None) -> list[str]:
         with connect(login, settings(), TEST_TIMEOUT) as session:
             names = [folder.name for folder in selectable(*session.list_folders())]
     except ImapError as error:
-        raise AccountError(FIELD_OF_FAULT.get(error.fault, "host"), str(error)) from None
+        reason = providers.explained(error, login.host)
+        raise AccountError(_field_of(error.fault), reason) from None
     for name in folders or ():
         if name not in names:
             raise AccountError("folders", f"the mailbox has no folder {name!r}")
     return names
+
+
+def _field_of(fault: Fault) -> str:
+    """Which field a person should look at when the login fails."""
+    if fault is Fault.TLS:
+        return "security"
+    return "password" if TREATMENT[fault].refusals else "host"
 
 
 def test_login(account: EmailAccount) -> list[str]:

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import dramatiq
@@ -14,7 +14,9 @@ import structlog
 from .. import accounts, database, runtime
 from ..blobs import StoreUnavailable
 from ..broker import BACKFILL, POLL, Queued
-from ..imap import Fault, ImapError, Session, connect
+from ..crypto import DecryptionError
+from ..imap import ImapError, Session, connect, providers
+from ..imap.errors import TREATMENT
 from ..middleware.rate_limit import Limit
 from ..models import AccountState, EmailAccount, EmailFolder, LeaseLost
 from ..settings import settings
@@ -23,10 +25,10 @@ from .process import import_message, process_message
 
 log = structlog.get_logger()
 
-#: Refused logins in a row after which no more are tried: providers lock accounts that go on.
-AUTH_ATTEMPTS = 3
 #: Longest pause, in seconds, after a failed poll.
 BACKOFF_MAX = 3_600
+#: Seconds until the next try when no key opens the credential: only an operator can help.
+UNREADABLE_PAUSE = 900
 #: An account polled more often than the scheduler ticks enqueues its next poll itself.
 TICK = 60
 
@@ -73,7 +75,7 @@ def poll(account_id: int, due: int | None) -> None:
     if account is None:
         return
     started = time.monotonic()
-    columns: dict[str, Any] = {"last_error_kind": "internal_error"}
+    columns: dict[str, Any] = {}
     outcome = Outcome()
     try:
         outcome = _synchronise(account)
@@ -88,6 +90,14 @@ def poll(account_id: int, due: int | None) -> None:
     except (ImapError, StoreUnavailable) as error:
         columns = _failure(account, error)
         log.warning("poll failed", account=account.uuid, reason=str(error))
+    except DecryptionError as error:
+        words = f"{error}: put the key back there, or give the password again"
+        columns = _failed(account, "credential_unreadable", words, UNREADABLE_PAUSE)
+        log.error("poll failed", account=account.uuid, reason=words)
+    except Exception as error:
+        words = f"an unexpected {type(error).__name__} here; the log has the details"
+        columns = _failed(account, "internal_error", words)
+        raise
     finally:
         account.release(last_poll_ms=int((time.monotonic() - started) * 1_000), **columns)
     _follow_up(account, outcome)
@@ -145,23 +155,50 @@ def _imported(account: EmailAccount) -> bool:
 
 def _failure(account: EmailAccount, error: ImapError | StoreUnavailable) -> dict[str, Any]:
     """The columns of a failed poll: what happened, and when to try again."""
-    moment = database.now()
-    failures = account.failures + 1
-    columns: dict[str, Any] = {
-        "failures": failures,
-        "last_error": str(error),
-        "last_error_kind": error.fault if isinstance(error, ImapError) else "storage_unavailable",
-        "last_error_at": moment,
-    }
-    if isinstance(error, ImapError) and error.fault is Fault.AUTH_FAILED:
+    if isinstance(error, StoreUnavailable):
+        return _failed(account, "storage_unavailable", str(error))
+    treatment = TREATMENT[error.fault]
+    words = providers.explained(error, account.host)
+    if error.retry_after is not None:
+        # The server said when. That is no failure, and coming earlier would be one.
+        pause = timedelta(seconds=error.retry_after)
+        return _outcome(error.fault, words, account.failures, database.now() + pause)
+    if treatment.rest_of_day:
+        return _outcome(error.fault, words, account.failures, _next_day())
+    columns = _failed(account, error.fault, words, treatment.pause)
+    if treatment.refusals:
         columns["auth_failures"] = account.auth_failures + 1
-        if columns["auth_failures"] >= AUTH_ATTEMPTS:
+        if columns["auth_failures"] >= treatment.refusals:
             columns["state"] = AccountState.AUTH_FAILED
-    pause = min(BACKOFF_MAX, account.poll_interval * 2 ** min(failures - 1, 12))
-    # Spread, so that the accounts of one failed host do not come back together.
-    pause = getattr(error, "retry_after", None) or pause * random.uniform(0.8, 1.2)  # noqa: S311
-    columns["next_poll_at"] = moment + timedelta(seconds=max(pause, 5))
     return columns
+
+
+def _failed(
+    account: EmailAccount, kind: str, words: str, pause: float | None = None
+) -> dict[str, Any]:
+    """A failure that counts: each further one doubles the pause, up to an hour."""
+    first = account.poll_interval if pause is None else pause
+    seconds = min(BACKOFF_MAX, first * 2 ** min(account.failures, 12))
+    # Spread, so that the accounts of one failed host do not come back together.
+    seconds = max(5, seconds * random.uniform(0.8, 1.2))  # noqa: S311
+    again = database.now() + timedelta(seconds=seconds)
+    return _outcome(kind, words, account.failures + 1, again)
+
+
+def _outcome(kind: str, words: str, failures: int, again: datetime) -> dict[str, Any]:
+    return {
+        "failures": failures,
+        "last_error": words,
+        "last_error_kind": kind,
+        "last_error_at": database.now(),
+        "next_poll_at": again,
+    }
+
+
+def _next_day() -> datetime:
+    """A minute into the next day (UTC), when providers and our own budgets count anew."""
+    midnight = database.now().replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight + timedelta(days=1, seconds=random.uniform(60, 300))  # noqa: S311
 
 
 def _follow_up(account: EmailAccount, outcome: Outcome) -> None:

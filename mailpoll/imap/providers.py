@@ -8,6 +8,8 @@ hosted domain. ``source`` is the provider's own page. A limit that a provider do
 from dataclasses import dataclass
 from typing import Literal
 
+from .errors import TREATMENT, Fault, ImapError
+
 Auth = Literal["password", "oauth2"]
 PORTS = {"tls": 993, "starttls": 143, "plain": 143}
 
@@ -398,3 +400,10 @@ def skipped(host: str, special_use: str | None) -> bool:
     """
     preset = preset_of(host)
     return preset is not None and special_use in preset.skip_special_use
+
+
+def explained(error: ImapError, host: str) -> str:
+    """What went wrong, and what its user must do at the provider where that is known."""
+    preset = preset_of(host)
+    blamed = TREATMENT[error.fault].refusals or error.fault is Fault.UNSAFE_LOGIN
+    return f"{error}. {preset.title}: {preset.advice}" if preset and blamed else str(error)

@@ -20,7 +20,7 @@ from imapclient import exceptions
 
 from .. import __version__
 from ..settings import Settings
-from . import hosts, responses
+from . import hosts, providers, responses
 from .errors import Fault, ImapError, refusal
 from .responses import Fetched, Listed, Literal, Status
 from .wire import LITERAL, WireIMAP4
@@ -91,7 +91,7 @@ def _client(login: Login, settings: Settings, deadline: float) -> imapclient.IMA
     address = hosts.resolve(login.host, login.port, settings.imap_allowed_networks)
     implicit = tls_context(settings.imap_ca_file) if login.security == "tls" else None
     open_socket = functools.partial(_open, login, address, settings.imap_connect_timeout, implicit)
-    with _translated(login.secret):
+    with _translated(login.secret, greeting=True):
         return _Client(
             login.host,
             WireIMAP4(
@@ -153,19 +153,16 @@ def _reason(error: OSError) -> str:
 def _log_in(imap: imapclient.IMAPClient, login: Login, settings: Settings) -> None:
     connection: WireIMAP4 = imap._imap
     if login.security == "starttls":
-        if connection.state == "AUTH":
-            raise ImapError(
-                Fault.TLS, "the server greets with PREAUTH, which leaves no room for TLS"
-            )
-        if not imap.has_capability("STARTTLS"):
-            raise ImapError(Fault.TLS, "the server does not offer STARTTLS")
-        connection.secure(tls_context(settings.imap_ca_file))
-        imap._cached_capabilities = None
+        _start_tls(imap, settings)
+    offered = imap.capabilities()
     if connection.state != "AUTH":
         _authenticate(imap, login)
-    if imap.has_capability("ID"):
-        with suppress(exceptions.IMAPClientError):
-            imap.id_(IDENTITY)
+        # Servers offer more to those who have logged in.
+        imap._cached_capabilities = None
+    preset = providers.preset_of(login.host)
+    demanded = preset is not None and preset.demands_id
+    if demanded or b"ID" in offered or imap.has_capability("ID"):
+        _identify(connection)
     _enable(imap)
 
 
@@ -176,10 +173,20 @@ def _enable(imap: imapclient.IMAPClient) -> None:
             imap._imap._simple_command("ENABLE", "UIDONLY")
 
 
+def _start_tls(imap: imapclient.IMAPClient, settings: Settings) -> None:
+    connection: WireIMAP4 = imap._imap
+    if connection.state == "AUTH":
+        raise ImapError(Fault.TLS, "the server greets with PREAUTH, which leaves no room for TLS")
+    if not imap.has_capability("STARTTLS"):
+        raise ImapError(Fault.TLS, "the server does not offer STARTTLS")
+    connection.secure(tls_context(settings.imap_ca_file))
+    imap._cached_capabilities = None
+
+
 def _authenticate(imap: imapclient.IMAPClient, login: Login) -> None:
     try:
         if login.auth == "oauth2":
-            imap.oauth2_login(login.username, login.secret)
+            _bearer(imap, login)
         elif login.username.isascii() and login.secret.isascii():
             # imaplib quotes the password only; a user name may hold blanks as well.
             imap.login(imap._imap._quote(login.username), login.secret)
@@ -192,15 +199,54 @@ def _authenticate(imap: imapclient.IMAPClient, login: Login) -> None:
         raise refusal(_scrub(str(error), login.secret), fault) from None
 
 
+def _bearer(imap: imapclient.IMAPClient, login: Login) -> None:
+    """Log in with an access token: XOAUTH2 where it is offered, else OAUTHBEARER (RFC 7628).
+
+    XOAUTH2 is Google's (https://developers.google.com/workspace/gmail/imap/xoauth2-protocol), and
+    Microsoft has nothing else. Both tell a refusal in a challenge that wants an answer before the
+    NO comes: an empty one, or 0x01 for OAUTHBEARER.
+    """
+    offered = imap.capabilities()
+    bearer = f"auth=Bearer {login.secret}\x01\x01"
+    if b"AUTH=XOAUTH2" in offered or b"AUTH=OAUTHBEARER" not in offered:
+        answers = iter((f"user={login.username}\x01{bearer}", ""))
+        imap.sasl_login("XOAUTH2", lambda _: next(answers, None))
+    else:
+        name = login.username.replace("=", "=3D").replace(",", "=2C")
+        answers = iter((f"n,a={name},\x01{bearer}", "\x01"))
+        imap.sasl_login("OAUTHBEARER", lambda _: next(answers, None))
+
+
+def _identify(connection: WireIMAP4) -> None:
+    """Say who we are (RFC 2971). A server that does not like it is polled all the same."""
+    words = " ".join(connection._quote(word) for pair in IDENTITY.items() for word in pair)  # type: ignore[attr-defined]
+    try:
+        connection._simple_command("ID", f"({words})")  # type: ignore[attr-defined]
+    except exceptions.IMAPClientAbortError:
+        raise
+    except exceptions.IMAPClientError:
+        return
+
+
 @contextmanager
-def _translated(secret: str) -> Iterator[None]:
-    """Let only ``ImapError`` out, and no word of the secret, should the server echo it."""
+def _translated(secret: str, *, greeting: bool = False) -> Iterator[None]:
+    """Let only ``ImapError`` out, and no word of the secret, should the server echo it.
+
+    Parameters:
+      greeting: nothing but the server's first words is being read.
+    """
     try:
         yield
     except exceptions.IMAPClientAbortError as error:
-        raise refusal(_scrub(str(error), secret), Fault.CONNECTION_LOST) from None
+        text = _scrub(str(error), secret)
+        nonsense = "unexpected response" in text
+        fault = Fault.PROTOCOL if nonsense else Fault.CONNECTION_LOST
+        raise refusal(text, fault, greeting=greeting) from None
     except exceptions.IMAPClientError as error:
-        raise refusal(_scrub(str(error), secret), Fault.REFUSED) from None
+        text = _scrub(str(error), secret)
+        # The only greeting that is refused in words is BYE.
+        fault = Fault.CONNECTION_LOST if greeting else Fault.REFUSED
+        raise refusal(text, fault, greeting=greeting) from None
     except (OSError, EOFError) as error:
         raise ImapError(Fault.CONNECTION_LOST, str(error)) from None
     except (ValueError, IndexError, TypeError, AssertionError, RecursionError) as error:

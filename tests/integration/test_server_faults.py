@@ -3,55 +3,10 @@
 import pytest
 
 from mailpoll import database
-from mailpoll.models import AccountState, EmailFetchFailure
+from mailpoll.models import EmailFetchFailure
 from tests.integration.scripted import add, polled, stored
 from tests.integration.system import System, message
 from tests.servers.scripted_imap import CLOSE, Rule, ScriptedImap
-
-
-@pytest.mark.parametrize(
-    ("answer", "kind"),
-    [
-        (b"{tag} NO [AUTHENTICATIONFAILED] Invalid credentials\r\n", "auth_failed"),
-        (b"{tag} NO LOGIN failed.\r\n", "auth_failed"),
-        (b"{tag} NO [UNAVAILABLE] Temporary failure\r\n", "unavailable"),
-        (b"{tag} NO [ALERT] Too many simultaneous connections. (Failure)\r\n", "throttled"),
-        (b"{tag} NO [LIMIT] login frequency limited\r\n", "throttled"),
-        (b"* BYE Server shutting down\r\n" + CLOSE, "connection_lost"),
-        (CLOSE, "connection_lost"),
-    ],
-)
-def test_each_refusal_of_a_login_has_its_kind(scripted: System, answer: bytes, kind: str) -> None:
-    with ScriptedImap(rules=[Rule("LOGIN", answer)]) as server:
-        account = polled(add(server))
-    assert account.last_error_kind == kind
-    assert account.failures == 1
-    assert account.state == AccountState.ACTIVE
-
-
-def test_a_wrong_password_is_tried_three_times_and_then_not_again(scripted: System) -> None:
-    with ScriptedImap(rules=[Rule("LOGIN", b"{tag} NO [AUTHENTICATIONFAILED] no\r\n")]) as server:
-        account = add(server)
-        for _ in range(5):
-            account = polled(account)
-    assert account.state == AccountState.AUTH_FAILED
-    assert sum(command.startswith("LOGIN") for command in server.commands) == 3
-
-
-def test_the_servers_echo_of_the_password_is_not_kept(scripted: System) -> None:
-    echo = b'{tag} NO LOGIN someone "secret" rejected\r\n'
-    with ScriptedImap(rules=[Rule("LOGIN", echo)]) as server:
-        account = polled(add(server))
-    assert "secret" not in account.last_error
-
-
-def test_the_pause_that_the_server_asks_for_is_kept(scripted: System) -> None:
-    text = b"{tag} NO Request is throttled. Suggested Backoff Time: 299910 milliseconds\r\n"
-    with ScriptedImap(rules=[Rule("LIST", text)]) as server:
-        account = polled(add(server))
-    assert account.last_error_kind == "throttled"
-    pause = (account.next_poll_at - account.last_error_at).total_seconds()
-    assert 299 < pause < 301
 
 
 def test_answers_about_other_messages_amid_a_fetch_are_ignored(scripted: System) -> None:
