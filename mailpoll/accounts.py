@@ -8,7 +8,7 @@ from typing import Any
 
 import peewee
 
-from . import database, runtime
+from . import database, oauth, runtime
 from .crypto import DecryptionError
 from .imap import Fault, ImapError, Login, connect, hosts, providers, selectable
 from .imap.errors import TREATMENT
@@ -24,6 +24,17 @@ from .settings import settings
 
 #: Seconds that the login before saving may take, all in.
 TEST_TIMEOUT = 30
+#: The fields that a login's secret comes from.
+PASSWORD, REFRESH_TOKEN = "password", "refresh_token"
+#: Whose token server stands behind a preset.
+OAUTH_PROVIDERS = {"gmail": "google", "microsoft": "microsoft"}
+FIELD_OF_FAULT = {
+    Fault.TLS: "security",
+    Fault.OAUTH_CLIENT_REFUSED: "oauth_provider",
+    Fault.TOKEN_UNAVAILABLE: "oauth_provider",
+}
+#: How a server ends a session whose access token is over or was taken back.
+TOKEN_FAULTS = frozenset((Fault.AUTH_FAILED, Fault.SESSION_EXPIRED, Fault.CONNECTION_LOST))
 #: Characters of a host name (RFC 1035).
 MAX_HOST = 253
 
@@ -60,8 +71,31 @@ def login_of(account: EmailAccount) -> Login:
 
     Raises:
       DecryptionError: no key of the ring opens the credential.
+      ImapError: there is no access token to be had.
     """
-    secret = runtime.keyring().decrypt(account.credential, credential_context(account.uuid))
+    if account.refresh_token is not None:
+        return _login(account, oauth.access_token(account))
+    context = credential_context(account.uuid)
+    return _login(account, runtime.keyring().decrypt(account.credential, context))
+
+
+def renew(account: EmailAccount, refused: Login, fault: Fault) -> bool:
+    """Get another access token after a session failed; false where none would help.
+
+    Parameters:
+      refused: the login of that session.
+      fault: what ended it. A connection that was lost is the token's fault only when it is over.
+
+    Raises:
+      ImapError: there is no other access token to be had.
+    """
+    if account.refresh_token is None or fault not in TOKEN_FAULTS:
+        return False
+    rejected = None if fault is Fault.CONNECTION_LOST else refused.secret
+    return oauth.access_token(account, rejected) != refused.secret
+
+
+def _login(account: EmailAccount, secret: str) -> Login:
     return Login(
         account.host, account.port, account.security, account.username, account.auth, secret
     )
@@ -73,8 +107,13 @@ def find(uuid: str) -> EmailAccount | None:
         return EmailAccount.visible().where(EmailAccount.uuid == uuid).get_or_none()  # type: ignore[no-any-return]
 
 
-def check_login(login: Login, folders: Sequence[str] | None) -> list[str]:
+def check_login(
+    login: Login, folders: Sequence[str] | None, secret_field: str = PASSWORD
+) -> list[str]:
     """Log in and list the folders; nothing is changed anywhere.
+
+    Parameters:
+      secret_field: which field the login's secret came from.
 
     Raises:
       AccountError: the server cannot be polled like this; names the field to look at.
@@ -84,19 +123,19 @@ def check_login(login: Login, folders: Sequence[str] | None) -> list[str]:
         with connect(login, settings(), TEST_TIMEOUT) as session:
             names = [folder.name for folder in selectable(*session.list_folders())]
     except ImapError as error:
-        reason = providers.explained(error, login.host)
-        raise AccountError(_field_of(error.fault), reason) from None
+        raise _account_error(error, login.host, secret_field) from None
     for name in folders or ():
         if name not in names:
             raise AccountError("folders", f"the mailbox has no folder {name!r}")
     return names
 
 
-def _field_of(fault: Fault) -> str:
-    """Which field a person should look at when the login fails."""
-    if fault is Fault.TLS:
-        return "security"
-    return "password" if TREATMENT[fault].refusals else "host"
+def _account_error(error: ImapError, host: str, secret_field: str) -> AccountError:
+    """The error of a field: the one that a person should look at when the login fails."""
+    field = (
+        secret_field if TREATMENT[error.fault].refusals else FIELD_OF_FAULT.get(error.fault, "host")
+    )
+    return AccountError(field, providers.explained(error, host))
 
 
 def test_login(account: EmailAccount) -> list[str]:
@@ -105,7 +144,8 @@ def test_login(account: EmailAccount) -> list[str]:
     Raises:
       AccountError: it does not work; names the field to look at.
     """
-    return check_login(_with_secret(account, None), account.folders)
+    field = PASSWORD if account.refresh_token is None else REFRESH_TOKEN
+    return check_login(_with_secret(account, None), account.folders, field)
 
 
 def _check_place(host: str, port: int) -> None:
@@ -128,19 +168,73 @@ def _check_place(host: str, port: int) -> None:
 
 def _with_secret(account: EmailAccount, password: str | None) -> Login:
     if password is not None:
-        return Login(
-            account.host, account.port, account.security, account.username, account.auth, password
-        )
+        return _login(account, password)
     try:
         return login_of(account)
     except DecryptionError as error:
         raise AccountError("password", f"{error}: give it again") from None
+    except ImapError as error:
+        raise _account_error(error, account.host, REFRESH_TOKEN) from None
+
+
+def _client(provider: str | None, host: str) -> tuple[str, oauth.Client]:
+    """The OAuth 2 provider and mailpoll's client there; it goes by the host when not named.
+
+    Raises:
+      AccountError: there is none.
+    """
+    preset = providers.preset_of(host)
+    provider = provider or OAUTH_PROVIDERS.get(preset.name if preset else "")
+    if provider is None:
+        raise AccountError("oauth_provider", "should be google, microsoft or generic")
+    try:
+        return provider, oauth.client_of(provider, settings())
+    except ImapError as error:
+        raise _account_error(error, host, REFRESH_TOKEN) from None
+
+
+def _secrets(
+    uuid: str,
+    host: str,
+    auth: str,
+    password: str | None,
+    refresh_token: str | None,
+    provider: str | None,
+    *,
+    test: bool,
+) -> tuple[dict[str, Any], str, str]:
+    """The columns of a new credential, how it logs in, and the secret to do that with now.
+
+    Parameters:
+      test: buy an access token now; without it the secret is empty.
+
+    Raises:
+      AccountError: there is none, or it buys no access token.
+    """
+    if password is not None and refresh_token is not None:
+        raise AccountError(PASSWORD, "cannot be given together with refresh_token")
+    if refresh_token is not None:
+        provider, client = _client(provider, host)
+        columns = {"credential": "", **oauth.stored(uuid, provider, refresh_token)}
+        if not test:
+            return columns, "oauth2", ""
+        try:
+            grant = oauth.exchange(client, refresh_token, settings())
+        except ImapError as error:
+            raise _account_error(error, host, REFRESH_TOKEN) from None
+        return columns | oauth.granted(uuid, grant), "oauth2", grant.access_token
+    if password is None:
+        raise AccountError(PASSWORD, "is required, unless refresh_token is given")
+    sealed = runtime.keyring().encrypt(password, credential_context(uuid))
+    return {"credential": sealed, **oauth.forgotten()}, auth, password
 
 
 def create(
     *,
     address: str,
-    password: str,
+    password: str | None = None,
+    refresh_token: str | None = None,
+    oauth_provider: str | None = None,
     host: str | None = None,
     port: int | None = None,
     security: str = "tls",
@@ -160,14 +254,17 @@ def create(
     preset = providers.preset_for(address)
     host = host or (preset.host if preset else f"imap.{providers.domain_of(address)}")
     port = port or providers.PORTS[security]
-    login = Login(host, port, security, username or address, auth, password)
     with database.connected():
         if EmailAccount.visible().where(EmailAccount.address == address).exists():
             raise AccountExists("address", "there is an account with this address")
     _check_place(host, port)
-    if test:
-        check_login(login, folders)
     uuid = str(uuids.uuid4())
+    secrets, auth, secret = _secrets(
+        uuid, host, auth, password, refresh_token, oauth_provider, test=test
+    )
+    login = Login(host, port, security, username or address, auth, secret)
+    if test:
+        check_login(login, folders, REFRESH_TOKEN if refresh_token else PASSWORD)
     moment = database.now()
     try:
         with database.transaction():
@@ -179,7 +276,7 @@ def create(
                 security=security,
                 username=login.username,
                 auth=auth,
-                credential=runtime.keyring().encrypt(password, credential_context(uuid)),
+                **secrets,
                 folders=folders,
                 poll_interval=poll_interval or settings().poll_interval,
                 import_since=import_since,
@@ -201,19 +298,28 @@ def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> Emai
       AccountError: a field does not work; nothing was changed.
     """
     fields = dict(fields)
-    password = fields.pop("password", None)
+    password, refresh_token = fields.pop("password", None), fields.pop("refresh_token", None)
+    provider = fields.pop("oauth_provider", account.oauth_provider)
     login_fields = {"host", "port", "security", "username", "auth"} & fields.keys()
     for name, value in fields.items():
         setattr(account, name, value)
     if login_fields:
         _check_place(account.host, account.port)
-    if test and (password or login_fields or "folders" in fields):
-        check_login(_with_secret(account, password), account.folders)
-    if password:
-        context = credential_context(account.uuid)
-        fields["credential"] = runtime.keyring().encrypt(password, context)
+    secret: str | None = None
+    if provider != account.oauth_provider and not refresh_token:
+        raise AccountError(REFRESH_TOKEN, "is required to change oauth_provider")
+    if account.auth == "password" and account.refresh_token and not password:
+        raise AccountError(PASSWORD, "is required to change auth")
+    if password or refresh_token:
+        columns, account.auth, secret = _secrets(
+            account.uuid, account.host, account.auth, password, refresh_token, provider, test=test
+        )
+        fields |= {**columns, "auth": account.auth}
+    if test and (secret is not None or login_fields or "folders" in fields):
+        field = REFRESH_TOKEN if account.refresh_token and not password else PASSWORD
+        check_login(_with_secret(account, secret), account.folders, field)
     moment = database.now()
-    if password or login_fields:
+    if secret is not None or login_fields:
         fields |= {"failures": 0, "auth_failures": 0, "next_poll_at": moment}
         if account.state == AccountState.AUTH_FAILED:
             fields["state"] = AccountState.ACTIVE
@@ -242,6 +348,7 @@ def resume(account: EmailAccount) -> EmailAccount:
             "state": AccountState.ACTIVE,
             "failures": 0,
             "auth_failures": 0,
+            "token_claimed_until": None,
             "next_poll_at": database.now(),
         },
     )
@@ -294,6 +401,7 @@ def delete(uuid: str) -> EmailJob | None:
             address=f"deleted:{uuid}",
             username="",
             credential="",
+            **oauth.forgotten(),
             last_error=None,
             lease_token=table.lease_token + 1,
             lease_until=None,

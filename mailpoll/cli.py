@@ -212,7 +212,13 @@ def accounts() -> None:
     "--since", "import_since", type=click.DateTime(["%Y-%m-%d"]), help="import from then on"
 )
 @click.option("--new-only", is_flag=True, help="leave out all mail that is there already")
-@click.option("--password-stdin", is_flag=True, help="read the password from standard input")
+@click.option(
+    "--oauth",
+    "oauth_provider",
+    type=click.Choice(["google", "microsoft", "generic"]),
+    help="log in with OAuth 2: asks for a refresh token of this provider",
+)
+@click.option("--password-stdin", is_flag=True, help="read the secret from standard input")
 @click.option("--no-test", is_flag=True, help="save without logging in")
 @click.option("--json", "as_json", is_flag=True)
 @needs_database
@@ -227,7 +233,10 @@ def add(
     if "folders" in given:
         given["folders"] = list(given["folders"])
     given["import_since"] = _since(given.get("import_since"), new_only)
-    given["password"] = _password(password_stdin)
+    if given.get("oauth_provider"):
+        given["refresh_token"] = _secret("Refresh token: ", password_stdin)
+    else:
+        given["password"] = _secret("Password: ", password_stdin)
     try:
         new = NewAccount(**given, test=not no_test)
         account = service.create(**new.model_dump())
@@ -252,13 +261,13 @@ def _since(since: datetime | None, new_only: bool) -> datetime | None:
     return since.astimezone() if since else None
 
 
-def _password(from_stdin: bool) -> str:
+def _secret(prompt: str, from_stdin: bool) -> str:
     if from_stdin:
         try:
             return sys.stdin.buffer.readline().decode().rstrip("\r\n")
         except UnicodeDecodeError:
             raise Failure("password: should be UTF-8") from None
-    return getpass.getpass("Password: ")
+    return getpass.getpass(prompt)
 
 
 def _enqueue_poll(account_id: int) -> None:

@@ -81,6 +81,14 @@ class EmailAccount(Table):
     username = CharField(320)
     auth = CharField(8, default="password")
     credential = TextField()
+    #: With a refresh token: whose client it is for, and the access token that it bought last.
+    #: All tokens are encrypted. ``token_error`` is remembered until ``token_claimed_until``.
+    oauth_provider = CharField(16, null=True)
+    refresh_token = TextField(null=True)
+    access_token = TextField(null=True)
+    access_token_expires_at = TimestampField(null=True)
+    token_claimed_until = TimestampField(null=True)
+    token_error = TextField(null=True)
     #: Folder names as people read them; null polls every selectable folder.
     folders = JsonField(null=True)
     poll_interval = IntegerField()

@@ -81,6 +81,24 @@ class Settings(BaseModel):
     imap_host_connections: int = Field(50, alias="MAILPOLL_IMAP_HOST_CONNECTIONS", ge=1)
     imap_host_logins_per_minute: int = Field(1_200, alias="MAILPOLL_IMAP_HOST_LOGINS", ge=1)
 
+    oauth_google_client_id: str = Field("", alias="MAILPOLL_OAUTH_GOOGLE_CLIENT_ID")
+    oauth_google_client_secret: str = Field(
+        "", alias="MAILPOLL_OAUTH_GOOGLE_CLIENT_SECRET", repr=False
+    )
+    oauth_microsoft_client_id: str = Field("", alias="MAILPOLL_OAUTH_MICROSOFT_CLIENT_ID")
+    oauth_microsoft_client_secret: str = Field(
+        "", alias="MAILPOLL_OAUTH_MICROSOFT_CLIENT_SECRET", repr=False
+    )
+    oauth_microsoft_tenant: str = Field(
+        "common", alias="MAILPOLL_OAUTH_MICROSOFT_TENANT", pattern=r"^[A-Za-z0-9.-]+$"
+    )
+    oauth_generic_client_id: str = Field("", alias="MAILPOLL_OAUTH_GENERIC_CLIENT_ID")
+    oauth_generic_client_secret: str = Field(
+        "", alias="MAILPOLL_OAUTH_GENERIC_CLIENT_SECRET", repr=False
+    )
+    oauth_generic_token_url: str = Field("", alias="MAILPOLL_OAUTH_GENERIC_TOKEN_URL")
+    oauth_generic_scope: str = Field("", alias="MAILPOLL_OAUTH_GENERIC_SCOPE")
+
     bind: str = Field("127.0.0.1", alias="MAILPOLL_BIND")
     port: int = Field(8025, alias="PORT", ge=1, le=65_535)
     web_workers: int = Field(1, alias="WEB_CONCURRENCY", ge=1, le=64)
@@ -121,6 +139,14 @@ class Settings(BaseModel):
     def _storage(cls, value: str) -> str:
         if value and urlsplit(value).scheme not in ("file", "s3"):
             raise ValueError("should be file:///directory or s3://key:secret@host:port/bucket")
+        return value
+
+    @field_validator("oauth_generic_token_url")
+    @classmethod
+    def _token_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme != "https" or not parts.hostname):
+            raise ValueError("should be the https:// address of an OAuth 2 token endpoint")
         return value
 
     @field_validator("secret_keys")

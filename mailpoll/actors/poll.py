@@ -2,8 +2,8 @@
 
 import random
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,7 +15,7 @@ from .. import accounts, database, runtime
 from ..blobs import StoreUnavailable
 from ..broker import BACKFILL, POLL, Queued
 from ..crypto import DecryptionError
-from ..imap import ImapError, Session, connect, providers
+from ..imap import Fault, ImapError, Login, Session, connect, providers
 from ..imap.errors import TREATMENT
 from ..middleware.rate_limit import Limit
 from ..models import AccountState, EmailAccount, EmailFolder, LeaseLost
@@ -107,14 +107,58 @@ def _synchronise(account: EmailAccount) -> Outcome:
     config = settings()
     # Never longer than the interval: new mail is looked for at the start of each slice.
     until = time.monotonic() + min(config.poll_slice, account.poll_interval)
-    deadline = time.monotonic() + config.poll_deadline
+    sessions = Sessions(account)
 
-    def connection() -> AbstractContextManager[Session]:
-        login = accounts.login_of(account)
-        return connect(login, config, deadline - time.monotonic())
+    def run() -> Outcome:
+        storage = runtime.storage()
+        return AccountSync(account, sessions.open, storage, config, announce, until).run()
 
-    storage = runtime.storage()
-    return AccountSync(account, connection, storage, config, announce, until).run()
+    try:
+        outcome = run()
+        if outcome.error is None or not sessions.expired(outcome.error):
+            return outcome
+    except ImapError as error:
+        if not sessions.expired(error):
+            raise
+    return run()
+
+
+class Sessions:
+    """Opens the sessions of one poll; an access token that is refused is renewed once for each."""
+
+    def __init__(self, account: EmailAccount) -> None:
+        self._account = account
+        self._deadline = time.monotonic() + settings().poll_deadline
+        self._login: Login | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Session]:
+        """A session for the block.
+
+        Raises:
+          ImapError: of every kind.
+          DecryptionError: no key of the ring opens the credential.
+        """
+        with ExitStack() as stack:
+            login = accounts.login_of(self._account)
+            try:
+                session = stack.enter_context(self._connect(login))
+            except ImapError as error:
+                if not self._renew(error):
+                    raise
+                session = stack.enter_context(self._connect(accounts.login_of(self._account)))
+            yield session
+
+    def expired(self, error: ImapError) -> bool:
+        """Whether the server ended a session because of its token, and there is another now."""
+        return error.fault is Fault.SESSION_EXPIRED and self._renew(error)
+
+    def _connect(self, login: Login) -> AbstractContextManager[Session]:
+        self._login = login
+        return connect(login, settings(), self._deadline - time.monotonic())
+
+    def _renew(self, error: ImapError) -> bool:
+        return self._login is not None and accounts.renew(self._account, self._login, error.fault)
 
 
 def announce(message_ids: Sequence[int], imported: bool) -> None:

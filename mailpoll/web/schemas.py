@@ -57,6 +57,7 @@ Filter = Annotated[str, StringConstraints(max_length=1_000, pattern=r"^[^\x00]*$
 Folders = Annotated[list[FolderName], Field(min_length=1, max_length=10_000)]
 Security = Literal["tls", "starttls", "plain"]
 Auth = Literal["password", "oauth2"]
+OauthProvider = Literal["google", "microsoft", "generic"]
 State = Literal["active", "paused", "auth_failed"]
 Status = Literal["stored", "processed", "failed"]
 
@@ -71,7 +72,16 @@ class NewAccount(Request):
     """A mailbox to poll. Host and port default to ``imap.<domain>`` and ``security``'s port."""
 
     address: Text = Field(examples=["me@example.org"])
-    password: Secret = Field(description="Password, app password, or OAuth 2 access token")
+    refresh_token: Secret | None = Field(
+        None, description="OAuth 2 refresh token: mailpoll gets access tokens with it"
+    )
+    oauth_provider: OauthProvider | None = Field(
+        None, description="Whose token server; goes by the host where that is known"
+    )
+    password: Secret | None = Field(
+        None,
+        description="Password, app password, or an OAuth 2 access token that nobody renews",
+    )
     host: Host | None = None
     port: Port | None = None
     security: Security = "tls"
@@ -97,6 +107,8 @@ class NewAccount(Request):
 class AccountChange(Request):
     """Only the fields that are given change."""
 
+    refresh_token: Secret | None = None
+    oauth_provider: OauthProvider | None = None
     password: Secret | None = None
     host: Host | None = None
     port: Port | None = None
@@ -118,6 +130,7 @@ class Account(BaseModel):
     security: str
     username: str
     auth: str
+    oauth_provider: str | None
     folders: list[str] | None
     poll_interval: int
     import_since: datetime | None

@@ -3,10 +3,13 @@
 Sources are issue reports that quote the lines: see the pages named beside each persona.
 """
 
+import base64
+import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from tests.servers.scripted_imap import CLOSE, Rule, ScriptedImap
+from tests.servers.scripted_imap import CLOSE, Connection, Rule, ScriptedImap
 
 QQ_LINE = (
     b"{tag} NO Login fail. Account is abnormal, service is not open, password is incorrect, "
@@ -290,3 +293,42 @@ REFUSALS = {
         "its login has expired",
     ),
 }
+
+
+@dataclass(slots=True)
+class TokenImap(ScriptedImap):
+    """Takes access tokens (XOAUTH2 and OAUTHBEARER) that ``accepts`` says are good.
+
+    ``tokens`` are those that clients came with. A refusal comes as a challenge first, and the NO
+    after the client's answer to it, as Google and Microsoft do.
+    """
+
+    capabilities: bytes = b"IMAP4rev1 AUTH=XOAUTH2 AUTH=OAUTHBEARER"
+    accepts: Callable[[str], bool] = lambda _: True
+    refusal: bytes = b"{tag} NO [AUTHENTICATIONFAILED] Invalid credentials (Failure)\r\n"
+    tokens: list[str] = field(default_factory=list)
+    #: The latest connection's; tests make one at a time.
+    _client: Any = None
+    _file: Any = None
+
+    def _converse(self, client: socket.socket, file: Any) -> None:
+        self._client, self._file = client, file
+        # Without zero-argument super: a dataclass with slots is another class than written.
+        ScriptedImap._converse(self, client, file)
+
+    def answer(self, command: str, connection: Connection | None = None) -> bytes:
+        if command.startswith("AUTHENTICATE"):
+            return self._authenticated()
+        return ScriptedImap.answer(self, command, connection)
+
+    def _authenticated(self) -> bytes:
+        client, file = self._client, self._file
+        client.sendall(b"+ \r\n")
+        given = base64.b64decode(file.readline())
+        token = given.partition(b"auth=Bearer ")[2].partition(b"\x01")[0].decode()
+        self.tokens.append(token)
+        if self.accepts(token):
+            return b"{tag} OK welcome\r\n"
+        client.sendall(b"+ " + base64.b64encode(b'{"status":"400"}') + b"\r\n")
+        file.readline()
+        return self.refusal
