@@ -3,6 +3,7 @@
 import ipaddress
 import uuid as uuids
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,8 @@ import peewee
 
 from . import database, oauth, runtime
 from .crypto import DecryptionError
-from .imap import Fault, ImapError, Login, connect, hosts, providers, selectable
+from .imap import Fault, ImapError, Login, connect, discovery, hosts, providers, selectable
+from .imap.discovery import NotFound, Place
 from .imap.errors import TREATMENT
 from .models import (
     AccountState,
@@ -177,6 +179,29 @@ def _with_secret(account: EmailAccount, password: str | None) -> Login:
         raise _account_error(error, account.host, REFRESH_TOKEN) from None
 
 
+def discover(address: str) -> Place:
+    """Where the IMAP server of an address is.
+
+    Raises:
+      AccountError: none was found; says what was tried.
+    """
+    try:
+        return discovery.discover(address, settings())
+    except NotFound as error:
+        raise AccountError("host", str(error)) from None
+
+
+def _place(address: str, host: str | None, port: int | None, security: str | None) -> Place:
+    """The place as given, and as discovered where it is not."""
+    if host is not None:
+        security = security or "tls"
+        return Place(host, port or providers.PORTS[security], security, "given")
+    found = discover(address)
+    if security and security != found.security:
+        found = replace(found, security=security, port=providers.PORTS[security])
+    return replace(found, port=port or found.port)
+
+
 def _client(provider: str | None, host: str) -> tuple[str, oauth.Client]:
     """The OAuth 2 provider and mailpoll's client there; it goes by the host when not named.
 
@@ -237,7 +262,7 @@ def create(
     oauth_provider: str | None = None,
     host: str | None = None,
     port: int | None = None,
-    security: str = "tls",
+    security: str | None = None,
     username: str | None = None,
     auth: str = "password",
     folders: list[str] | None = None,
@@ -251,18 +276,17 @@ def create(
       AccountError: a field does not work; nothing was saved.
       AccountExists: the address is there already.
     """
-    preset = providers.preset_for(address)
-    host = host or (preset.host if preset else f"imap.{providers.domain_of(address)}")
-    port = port or providers.PORTS[security]
     with database.connected():
         if EmailAccount.visible().where(EmailAccount.address == address).exists():
             raise AccountExists("address", "there is an account with this address")
-    _check_place(host, port)
+    place = _place(address, host, port, security)
+    _check_place(place.host, place.port)
     uuid = str(uuids.uuid4())
     secrets, auth, secret = _secrets(
-        uuid, host, auth, password, refresh_token, oauth_provider, test=test
+        uuid, place.host, auth, password, refresh_token, oauth_provider, test=test
     )
-    login = Login(host, port, security, username or address, auth, secret)
+    username = username or place.username or address
+    login = Login(place.host, place.port, place.security, username, auth, secret)
     if test:
         check_login(login, folders, REFRESH_TOKEN if refresh_token else PASSWORD)
     moment = database.now()
@@ -271,10 +295,10 @@ def create(
             account = EmailAccount.create(
                 uuid=uuid,
                 address=address,
-                host=host,
-                port=port,
-                security=security,
-                username=login.username,
+                host=place.host,
+                port=place.port,
+                security=place.security,
+                username=username,
                 auth=auth,
                 **secrets,
                 folders=folders,

@@ -202,9 +202,13 @@ def accounts() -> None:
 
 @accounts.command("add")
 @click.argument("address")
-@click.option("--host", help="IMAP server; default: by the address")
-@click.option("--port", type=int, help="default: 993, or 143 without implicit TLS")
-@click.option("--security", type=click.Choice(["tls", "starttls", "plain"]), default="tls")
+@click.option("--host", help="IMAP server; default: looked for by the address")
+@click.option("--port", type=int, help="default: as found, else 993, or 143 without implicit TLS")
+@click.option(
+    "--security",
+    type=click.Choice(["tls", "starttls", "plain"]),
+    help="default: as found, else tls",
+)
 @click.option("--username", help="default: the address")
 @click.option("--folder", "folders", multiple=True, help="only this folder; can be repeated")
 @click.option("--interval", "poll_interval", type=int, help="seconds between polls")

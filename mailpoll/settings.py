@@ -42,6 +42,17 @@ def _split(value: object) -> object:
 CommaSeparated = BeforeValidator(_split)
 
 
+def _endpoint(value: object) -> object:
+    """``address[:port]`` of a DNS server as (address, port)."""
+    if not isinstance(value, str):
+        return value
+    try:
+        parts = urlsplit(f"//{value}")
+        return str(ipaddress.ip_address(parts.hostname or "")), parts.port or 53
+    except ValueError:
+        raise ValueError("should be an IP address, with a port if it is not 53") from None
+
+
 class Settings(BaseModel):
     """The whole configuration. Times are in seconds and sizes in bytes."""
 
@@ -80,6 +91,17 @@ class Settings(BaseModel):
     imap_allow_plain: bool = Field(False, alias="MAILPOLL_IMAP_ALLOW_PLAIN")
     imap_host_connections: int = Field(50, alias="MAILPOLL_IMAP_HOST_CONNECTIONS", ge=1)
     imap_host_logins_per_minute: int = Field(1_200, alias="MAILPOLL_IMAP_HOST_LOGINS", ge=1)
+
+    dns_server: Annotated[tuple[str, int] | None, BeforeValidator(_endpoint)] = Field(
+        None, alias="MAILPOLL_DNS_SERVER"
+    )
+    autoconfig_urls: Annotated[list[str], CommaSeparated] = Field(
+        [
+            "https://autoconfig.{domain}/mail/config-v1.1.xml",
+            "https://{domain}/.well-known/autoconfig/mail/config-v1.1.xml",
+        ],
+        alias="MAILPOLL_AUTOCONFIG_URLS",
+    )
 
     oauth_google_client_id: str = Field("", alias="MAILPOLL_OAUTH_GOOGLE_CLIENT_ID")
     oauth_google_client_secret: str = Field(
@@ -173,6 +195,18 @@ class Settings(BaseModel):
     def _ports(cls, value: list[int]) -> list[int]:
         if any(not 1 <= port <= 65_535 for port in value):
             raise ValueError("should be port numbers from 1 to 65535, separated by commas")
+        return value
+
+    @field_validator("autoconfig_urls")
+    @classmethod
+    def _templates(cls, value: list[str]) -> list[str]:
+        for template in value:
+            try:
+                parts = urlsplit(template.format(domain="example.org"))
+            except (KeyError, IndexError, ValueError, AttributeError):
+                parts = urlsplit("")
+            if parts.scheme != "https" or not parts.hostname:
+                raise ValueError("should be https:// addresses with {domain} in them")
         return value
 
     @field_validator("imap_ca_file")

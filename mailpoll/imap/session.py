@@ -80,6 +80,16 @@ def connect(login: Login, settings: Settings, seconds: float) -> Iterator["Sessi
             imap.shutdown()
 
 
+def greets(host: str, port: int, settings: Settings, seconds: float) -> None:
+    """Return if an IMAP server with a trusted certificate answers there.
+
+    Raises:
+      ImapError: none does.
+    """
+    login = Login(host, port, "tls", "", "password", "")
+    _client(login, settings, time.monotonic() + seconds).shutdown()
+
+
 def _client(login: Login, settings: Settings, deadline: float) -> imapclient.IMAPClient:
     if login.security == "plain" and not settings.imap_allow_plain:
         raise ImapError(
@@ -90,7 +100,8 @@ def _client(login: Login, settings: Settings, deadline: float) -> imapclient.IMA
             raise ImapError(Fault.REFUSED, "control characters in the host, user name or password")
     address = hosts.resolve(login.host, login.port, settings.imap_allowed_networks)
     implicit = tls_context(settings.imap_ca_file) if login.security == "tls" else None
-    open_socket = functools.partial(_open, login, address, settings.imap_connect_timeout, implicit)
+    timeout = min(settings.imap_connect_timeout, max(0.1, deadline - time.monotonic()))
+    open_socket = functools.partial(_open, login, address, timeout, implicit)
     with _translated(login.secret, greeting=True):
         return _Client(
             login.host,

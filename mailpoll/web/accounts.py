@@ -88,6 +88,33 @@ class AccountList:
         send(resp, show(account))
 
 
+class Discover:
+    @api.validate(
+        json=schemas.Discovery,
+        resp=Response(HTTP_200=schemas.Place, HTTP_422=schemas.Problem),
+        tags=[ACCOUNTS],
+    )
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Find the IMAP server of an address
+
+        By known providers, DNS, the domain's autoconfig file and usual names; nothing is saved.
+        """
+        request: schemas.Discovery = req.context.json
+        place = accounts.discover(request.address)
+        preset = place.preset
+        found = schemas.Place(
+            host=place.host,
+            port=place.port,
+            security=place.security,
+            username=place.username,
+            source=place.source,
+            provider=preset.title if preset else None,
+            auth=list(preset.auth) if preset else [],
+            help=preset.advice if preset else None,
+        )
+        send(resp, found)
+
+
 class AccountItem:
     @api.validate(
         resp=Response(HTTP_200=schemas.Account, HTTP_404=schemas.Problem), tags=[ACCOUNTS]
@@ -224,6 +251,7 @@ class AccountResume:
 
 def install(app: "falcon.App[Any, Any]") -> None:
     base = "/admin/email-accounts"
+    app.add_route("/admin/discover", Discover())
     app.add_route(base, AccountList())
     app.add_route(f"{base}/{{account_id:uuid}}", AccountItem())
     app.add_route(f"{base}/{{account_id:uuid}}/stats", AccountStatistics())

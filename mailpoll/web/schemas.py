@@ -62,6 +62,12 @@ State = Literal["active", "paused", "auth_failed"]
 Status = Literal["stored", "processed", "failed"]
 
 
+def _address(value: str) -> str:
+    if not ADDRESS.fullmatch(value):
+        raise ValueError("should look like name@example.org")
+    return value
+
+
 class Request(BaseModel):
     """Unknown fields are refused, and no value is ever shown in an error."""
 
@@ -69,7 +75,7 @@ class Request(BaseModel):
 
 
 class NewAccount(Request):
-    """A mailbox to poll. Host and port default to ``imap.<domain>`` and ``security``'s port."""
+    """A mailbox to poll. Without a host its server is looked for by the address."""
 
     address: Text = Field(examples=["me@example.org"])
     refresh_token: Secret | None = Field(
@@ -84,7 +90,7 @@ class NewAccount(Request):
     )
     host: Host | None = None
     port: Port | None = None
-    security: Security = "tls"
+    security: Security | None = Field(None, description="As discovered, else tls")
     username: Text | None = Field(None, description="Defaults to the address")
     auth: Auth = "password"
     folders: Folders | None = Field(
@@ -96,12 +102,7 @@ class NewAccount(Request):
     )
     test: bool = Field(True, description="Log in before saving, and refuse what does not work")
 
-    @field_validator("address")
-    @classmethod
-    def _address(cls, value: str) -> str:
-        if not ADDRESS.fullmatch(value):
-            raise ValueError("should look like name@example.org")
-        return value
+    _address = field_validator("address")(_address)
 
 
 class AccountChange(Request):
@@ -118,6 +119,30 @@ class AccountChange(Request):
     folders: Folders | None = None
     poll_interval: Interval | None = None
     test: bool = True
+
+
+class Discovery(Request):
+    """An address whose server is looked for."""
+
+    address: Text = Field(examples=["me@example.org"])
+
+    _address = field_validator("address")(_address)
+
+
+class Place(BaseModel):
+    """Where the server of an address is, ``source`` says by what it was found.
+
+    ``provider``, ``auth`` (what it takes, best first) and ``help`` are those of a known provider.
+    """
+
+    host: str
+    port: int
+    security: str
+    username: str | None
+    source: str
+    provider: str | None
+    auth: list[str]
+    help: str | None
 
 
 class Account(BaseModel):

@@ -35,6 +35,7 @@ def test_the_document_lists_what_there_is(embedded: System) -> None:
         ("GET", "/admin/messages/*/attachments/*"),
         ("POST", "/admin/messages/*/retry"),
         ("GET", "/admin/jobs/*"),
+        ("POST", "/admin/discover"),
         ("GET", "/admin/stats"),
         ("GET", "/admin/tasks"),
         ("POST", "/admin/tasks/dead/*/retry"),
