@@ -344,7 +344,7 @@ def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> Emai
         check_login(_with_secret(account, secret), account.folders, field)
     moment = database.now()
     if secret is not None or login_fields:
-        fields |= {"failures": 0, "auth_failures": 0, "next_poll_at": moment}
+        fields |= {"failures": 0, "auth_failures": 0, "not_before": None, "next_poll_at": moment}
         if account.state == AccountState.AUTH_FAILED:
             fields["state"] = AccountState.ACTIVE
     elif "poll_interval" in fields:
@@ -373,6 +373,7 @@ def resume(account: EmailAccount) -> EmailAccount:
             "failures": 0,
             "auth_failures": 0,
             "token_claimed_until": None,
+            "not_before": None,
             "next_poll_at": database.now(),
         },
     )

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
@@ -419,9 +420,14 @@ def delete(account: str, yes: bool) -> None:
 @needs_database
 def stats(account: str | None, as_json: bool) -> None:
     """Show figures of all mailboxes, or of one."""
+    from . import budgets
     from . import stats as figures
 
-    found = figures.account_stats(_find(account)) if account else figures.overall_stats()
+    if account:
+        row = _find(account)
+        found = figures.account_stats(row) | {"budget": asdict(budgets.of(row))}
+    else:
+        found = figures.overall_stats()
     if as_json:
         click.echo(json.dumps(found, default=str, indent=2))
         return
@@ -436,6 +442,7 @@ def _show_account(found: dict[str, Any]) -> None:
     if found["last_error"]:
         console.print(Text("last error: ").append(_shown(found["last_error"])), style="red")
     _show_counts(found)
+    _show_budget(found["budget"])
     _show_progress(found)
     table = Table(
         "folder",
@@ -485,6 +492,13 @@ def _show_progress(found: dict[str, Any]) -> None:
         )
     if found["delay"]:
         console.print(Text("delay: ").append(_shown(found["delay"])), style="yellow")
+
+
+def _show_budget(budget: dict[str, Any]) -> None:
+    limit = f" of {_size(budget['bytes_limit'])}" if budget["bytes_limit"] else ""
+    console.print(f"fetched today (UTC): {_size(budget['bytes_today'])}{limit}")
+    if budget["not_before"]:
+        console.print(f"its provider wants a pause until {budget['not_before']:%Y-%m-%d %H:%M:%S}")
 
 
 def _show_overall(found: dict[str, Any]) -> None:

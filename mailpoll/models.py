@@ -89,6 +89,10 @@ class EmailAccount(Table):
     access_token_expires_at = TimestampField(null=True)
     token_claimed_until = TimestampField(null=True)
     token_error = TextField(null=True)
+    #: Bytes that were fetched on a UTC day, and until when its provider wants to be left alone.
+    traffic_day = CharField(10, null=True)
+    traffic_bytes = BigIntegerField(default=0)
+    not_before = TimestampField(null=True)
     #: Folder names as people read them; null polls every selectable folder.
     folders = JsonField(null=True)
     poll_interval = IntegerField()
@@ -223,6 +227,17 @@ class EmailAccount(Table):
             account.update(lease_until=None, **outcome).where(
                 account.id == self.id, account.lease_token == self.lease_token
             ).execute()
+
+
+class EmailHost(Table):
+    """A host that refuses whoever calls, and until when."""
+
+    host = CharField(255, primary_key=True)
+    not_before = TimestampField()
+    reason = TextField()
+
+    class Meta:
+        table_name = "email_hosts"
 
 
 class EmailFolder(Table):
@@ -467,6 +482,7 @@ class EmailJob(Table):
 
 
 TABLES = [
+    EmailHost,
     EmailAccount,
     EmailFolder,
     EmailRawMessage,

@@ -89,6 +89,8 @@ class Settings(BaseModel):
         [], alias="MAILPOLL_IMAP_ALLOWED_NETWORKS"
     )
     imap_allow_plain: bool = Field(False, alias="MAILPOLL_IMAP_ALLOW_PLAIN")
+    imap_account_connections: int = Field(3, alias="MAILPOLL_IMAP_ACCOUNT_CONNECTIONS", ge=1)
+    imap_day_bytes: int = Field(0, alias="MAILPOLL_IMAP_DAY_BYTES", ge=0)
     imap_host_connections: int = Field(50, alias="MAILPOLL_IMAP_HOST_CONNECTIONS", ge=1)
     imap_host_logins_per_minute: int = Field(1_200, alias="MAILPOLL_IMAP_HOST_LOGINS", ge=1)
 

@@ -11,12 +11,12 @@ import dramatiq
 import redis
 import structlog
 
-from .. import accounts, database, runtime
+from .. import accounts, budgets, database, runtime
 from ..blobs import StoreUnavailable
 from ..broker import BACKFILL, POLL, Queued
 from ..crypto import DecryptionError
 from ..imap import Fault, ImapError, Login, Session, connect, providers
-from ..imap.errors import TREATMENT
+from ..imap.errors import TREATMENT, Treatment
 from ..middleware.rate_limit import Limit
 from ..models import AccountState, EmailAccount, EmailFolder, LeaseLost
 from ..settings import settings
@@ -34,24 +34,33 @@ TICK = 60
 
 
 class ImapLimits:
-    """Connections and logins per IMAP host, over all processes."""
+    """Connections and logins per account and per provider, over all processes."""
 
     def of(self, account_id: int, *_: Any) -> Sequence[Limit]:
-        with database.connected():
-            account = EmailAccount.get_or_none(EmailAccount.id == account_id)
+        account = _account(account_id)
         if account is None:
             return ()
-        config = settings()
-        host = account.host.lower()
+        pace = budgets.pace_of(account.host)
+        patience = settings().poll_deadline + 60
         return (
-            Limit(host, "slots", config.imap_host_connections, config.poll_deadline + 60),
-            Limit(host, "rate", config.imap_host_logins_per_minute, 60),
+            Limit(f"account:{account_id}", "slots", pace.account_connections, patience),
+            Limit(pace.provider, "slots", pace.connections, patience),
+            Limit(pace.provider, "rate", pace.logins_per_minute, budgets.MINUTE),
         )
+
+    def pause(self, account_id: int, *_: Any) -> float:
+        account = _account(account_id)
+        return budgets.wait(account) if account else 0.0
 
     def postponed(self, seconds: float, account_id: int, *_: Any) -> None:
         with database.transaction(durable=False):
             start = database.now() + timedelta(seconds=seconds)
             EmailAccount.mark_queued([account_id], start)
+
+
+def _account(account_id: int) -> EmailAccount | None:
+    with database.connected():
+        return EmailAccount.get_or_none(EmailAccount.id == account_id)  # type: ignore[no-any-return]
 
 
 limits = ImapLimits()
@@ -176,6 +185,7 @@ def _success(account: EmailAccount) -> dict[str, Any]:
         "last_success_at": database.now(),
         "failures": 0,
         "auth_failures": 0,
+        "not_before": None,
         "last_error": None,
         "last_error_kind": None,
     }
@@ -202,13 +212,26 @@ def _failure(account: EmailAccount, error: ImapError | StoreUnavailable) -> dict
     if isinstance(error, StoreUnavailable):
         return _failed(account, "storage_unavailable", str(error))
     treatment = TREATMENT[error.fault]
+    columns = _refused(account, error, treatment)
+    if treatment.limit:
+        columns["not_before"] = columns["next_poll_at"]
+        if error.greeting:
+            pause = error.retry_after or treatment.pause or BACKOFF_MAX
+            budgets.leave_alone(account.host, pause, str(error))
+    return columns
+
+
+def _refused(account: EmailAccount, error: ImapError, treatment: Treatment) -> dict[str, Any]:
     words = providers.explained(error, account.host)
     if error.retry_after is not None:
         # The server said when. That is no failure, and coming earlier would be one.
         pause = timedelta(seconds=error.retry_after)
         return _outcome(error.fault, words, account.failures, database.now() + pause)
     if treatment.rest_of_day:
-        return _outcome(error.fault, words, account.failures, _next_day())
+        # Some minutes into the day, so that not everybody comes at midnight.
+        late = timedelta(seconds=random.uniform(60, 300))  # noqa: S311
+        again = budgets.next_day(database.now()) + late
+        return _outcome(error.fault, words, account.failures, again)
     columns = _failed(account, error.fault, words, treatment.pause)
     if treatment.refusals:
         columns["auth_failures"] = account.auth_failures + 1
@@ -237,12 +260,6 @@ def _outcome(kind: str, words: str, failures: int, again: datetime) -> dict[str,
         "last_error_at": database.now(),
         "next_poll_at": again,
     }
-
-
-def _next_day() -> datetime:
-    """A minute into the next day (UTC), when providers and our own budgets count anew."""
-    midnight = database.now().replace(hour=0, minute=0, second=0, microsecond=0)
-    return midnight + timedelta(days=1, seconds=random.uniform(60, 300))  # noqa: S311
 
 
 def _follow_up(account: EmailAccount, outcome: Outcome) -> None:

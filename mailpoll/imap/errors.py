@@ -50,12 +50,14 @@ class Treatment:
       refusals: so many refused logins in a row end the polling, because providers lock accounts
         that go on; 0 means that the login is not to blame.
       rest_of_day: nothing helps before the next day (UTC).
+      limit: a limit of the provider, so nobody connects before the pause is over, whoever asks.
     """
 
     meaning: str
     pause: float | None = None
     refusals: int = 0
     rest_of_day: bool = False
+    limit: bool = False
 
 
 #: Refused logins in a row after which no more are made.
@@ -96,12 +98,18 @@ TREATMENT = {
         "the provider takes this client or this place of login for unsafe", pause=900
     ),
     Fault.TOO_MANY_CONNECTIONS: Treatment(
-        "the mailbox has too many connections at once, other clients' included", pause=120
+        "the mailbox has too many connections at once, other clients' included",
+        pause=120,
+        limit=True,
     ),
-    Fault.LOGIN_LIMITED: Treatment("the provider limits how often one may log in", pause=900),
-    Fault.THROTTLED: Treatment("the server limits commands or traffic", pause=300),
+    Fault.LOGIN_LIMITED: Treatment(
+        "the provider limits how often one may log in", pause=900, limit=True
+    ),
+    Fault.THROTTLED: Treatment("the server limits commands or traffic", pause=300, limit=True),
     Fault.BANDWIDTH_EXCEEDED: Treatment(
-        "the mailbox has used up its traffic of the day at the provider", rest_of_day=True
+        "the mailbox has used up its traffic of the day at the provider",
+        rest_of_day=True,
+        limit=True,
     ),
     Fault.BUDGET_SPENT: Treatment(
         "as much as may be fetched from this mailbox in a day was fetched", rest_of_day=True

@@ -16,6 +16,9 @@ from dramatiq.middleware import SkipMessage
 
 log = structlog.get_logger()
 
+#: Milliseconds of waiting that are spread, at most.
+SPREAD = 60_000
+
 #: KEYS: per limit its key. ARGV: member, then per limit kind, size and seconds.
 #: Answers 0 when all limits have room (and takes them), else the milliseconds to wait.
 ACQUIRE = """
@@ -58,6 +61,9 @@ class Limits(Protocol):
     def of(self, *args: Any) -> Sequence[Limit]:
         """The limits for a message with these arguments."""
 
+    def pause(self, *args: Any) -> float:
+        """Seconds that a message with these arguments must wait, whatever the limits say."""
+
     def postponed(self, seconds: float, *args: Any) -> None:
         """Called when a message with these arguments was put off."""
 
@@ -82,12 +88,14 @@ class RateLimit(Middleware):
         rules: Limits | None = broker.get_actor(message.actor_name).options.get("limits")
         if rules is None:
             return
-        limits = rules.of(*message.args)
-        wait = self._take(limits, message.message_id) if limits else 0
+        wait = int(rules.pause(*message.args) * 1_000)
+        if not wait:
+            limits = rules.of(*message.args)
+            wait = self._take(limits, message.message_id) if limits else 0
         if not wait:
             return
         # Some spread, so that those that wait do not come back all at once.
-        delay = int(wait * random.uniform(1.0, 1.5))  # noqa: S311
+        delay = wait + int(min(wait, SPREAD) * random.uniform(0.0, 0.5))  # noqa: S311
         broker.enqueue(message.copy(), delay=delay)
         rules.postponed(delay / 1_000, *message.args)
         raise SkipMessage("waits for a rate limit")

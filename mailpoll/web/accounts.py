@@ -1,12 +1,13 @@
 """``/admin/email-accounts``: mailboxes, their polling, their figures, their end."""
 
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
 import falcon
 from spectree import Response
 
-from .. import accounts, database, queues, stats
+from .. import accounts, budgets, database, queues, stats
 from ..actors import delete_account, poll_account
 from ..models import AccountState, EmailAccount, EmailJob, JobState
 from . import paging, problems, schemas
@@ -180,7 +181,9 @@ class AccountStatistics:
     )
     def on_get(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
         """Figures of a mailbox"""
-        send(resp, schemas.AccountStats(**stats.account_stats(account_or_404(account_id))))
+        account = account_or_404(account_id)
+        budget = schemas.Budget(**asdict(budgets.of(account)))
+        send(resp, schemas.AccountStats(**stats.account_stats(account), budget=budget))
 
 
 class AccountTest:

@@ -364,6 +364,15 @@ class ImportProgress(BaseModel):
     seconds_left: int | None
 
 
+class Budget(BaseModel):
+    """What may be fetched from a mailbox today (UTC), and whether its provider wants a pause."""
+
+    bytes_today: int
+    bytes_limit: int | None
+    resets_at: datetime
+    not_before: datetime | None = Field(description="Nobody connects before; null: no pause")
+
+
 class AccountStats(BaseModel):
     account_id: str
     address: str
@@ -377,6 +386,7 @@ class AccountStats(BaseModel):
     folders: list[FolderStats]
     days: list[Day]
     unfetched: list[Unfetched]
+    budget: Budget
     last_poll_at: datetime | None
     last_success_at: datetime | None
     next_poll_at: datetime | None

@@ -166,6 +166,9 @@ class One:
     def of(self, *_: Any) -> Sequence[Limit]:
         return (Limit("one", "slots", 1, 3),)
 
+    def pause(self, *_: Any) -> float:
+        return 0.0
+
     def postponed(self, seconds: float, *_: Any) -> None:
         self.waits += 1
 

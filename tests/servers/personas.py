@@ -5,6 +5,7 @@ Sources are issue reports that quote the lines: see the pages named beside each 
 
 import base64
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -332,3 +333,45 @@ class TokenImap(ScriptedImap):
         client.sendall(b"+ " + base64.b64encode(b'{"status":"400"}') + b"\r\n")
         file.readline()
         return self.refusal
+
+
+#: Seconds after which a connection over the limit counts.
+GRACE = 0.2
+
+
+@dataclass(slots=True)
+class LimitedImap(ScriptedImap):
+    """Counts connections at once and logins, and remembers whenever a limit was crossed.
+
+    Parameters:
+      connections: that it allows at once; one that has just said LOGOUT may overlap a little.
+      logins: that it allows while it runs, which is shorter than a minute.
+      linger: seconds that a LIST takes, so that connections overlap; longer than ``GRACE``.
+    """
+
+    connections: int = 1_000
+    logins: int = 1_000
+    linger: float = 0.6
+    seen_logins: int = 0
+    crossed: list[str] = field(default_factory=list)
+
+    def _converse(self, client: socket.socket, file: Any) -> None:
+        end = time.monotonic() + GRACE
+        while self.open > self.connections:
+            if time.monotonic() > end:
+                self.crossed.append(f"{self.open} connections")
+                break
+            time.sleep(0.01)
+        # Without zero-argument super: a dataclass with slots is another class than written.
+        ScriptedImap._converse(self, client, file)
+
+    def answer(self, command: str, connection: Connection | None = None) -> bytes:
+        verb = command.split(maxsplit=1)[0].upper()
+        if verb == "LOGIN":
+            with self._lock:
+                self.seen_logins += 1
+                if self.seen_logins > self.logins:
+                    self.crossed.append(f"{self.seen_logins} logins")
+        if verb == "LIST":
+            time.sleep(self.linger)
+        return ScriptedImap.answer(self, command, connection)
