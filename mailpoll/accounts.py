@@ -3,7 +3,7 @@
 import ipaddress
 import uuid as uuids
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -147,7 +147,7 @@ def test_login(account: EmailAccount) -> list[str]:
       AccountError: it does not work; names the field to look at.
     """
     field = PASSWORD if account.refresh_token is None else REFRESH_TOKEN
-    return check_login(_with_secret(account, None), account.folders, field)
+    return check_login(stored_login(account), account.folders, field)
 
 
 def _check_place(host: str, port: int) -> None:
@@ -168,13 +168,17 @@ def _check_place(host: str, port: int) -> None:
         )
 
 
-def _with_secret(account: EmailAccount, password: str | None) -> Login:
-    if password is not None:
-        return _login(account, password)
+def stored_login(account: EmailAccount) -> Login:
+    """How polls log in to an account.
+
+    Raises:
+      AccountError: its secret cannot be had; names the field to look at.
+    """
     try:
         return login_of(account)
     except DecryptionError as error:
-        raise AccountError("password", f"{error}: give it again") from None
+        field = PASSWORD if account.refresh_token is None else REFRESH_TOKEN
+        raise AccountError(field, f"{error}: give it again") from None
     except ImapError as error:
         raise _account_error(error, account.host, REFRESH_TOKEN) from None
 
@@ -218,8 +222,33 @@ def _client(provider: str | None, host: str) -> tuple[str, oauth.Client]:
         raise _account_error(error, host, REFRESH_TOKEN) from None
 
 
-def _secrets(
-    uuid: str,
+@dataclass(frozen=True, slots=True, repr=False)
+class Credential:
+    """A new secret of an account.
+
+    Parameters:
+      auth: how it logs in.
+      secret: what a login takes: the password or an access token; empty when none was bought yet.
+      refresh_token, provider, grant: where access tokens come from, and what was bought.
+    """
+
+    auth: str
+    secret: str
+    refresh_token: str | None = None
+    provider: str = ""
+    grant: oauth.Grant | None = None
+
+    def columns(self, uuid: str) -> dict[str, Any]:
+        """Encrypted, as columns of the account with this id."""
+        if self.refresh_token is None:
+            sealed = runtime.keyring().encrypt(self.secret, credential_context(uuid))
+            return {"auth": self.auth, "credential": sealed, **oauth.forgotten()}
+        bought = oauth.granted(uuid, self.grant) if self.grant else {}
+        kept = oauth.stored(uuid, self.provider, self.refresh_token)
+        return {"auth": self.auth, "credential": "", **kept, **bought}
+
+
+def _credential(
     host: str,
     auth: str,
     password: str | None,
@@ -227,31 +256,26 @@ def _secrets(
     provider: str | None,
     *,
     test: bool,
-) -> tuple[dict[str, Any], str, str]:
-    """The columns of a new credential, how it logs in, and the secret to do that with now.
-
-    Parameters:
-      test: buy an access token now; without it the secret is empty.
+) -> Credential:
+    """The secret that was given; with ``test``, a refresh token buys an access token now.
 
     Raises:
       AccountError: there is none, or it buys no access token.
     """
     if password is not None and refresh_token is not None:
         raise AccountError(PASSWORD, "cannot be given together with refresh_token")
-    if refresh_token is not None:
-        provider, client = _client(provider, host)
-        columns = {"credential": "", **oauth.stored(uuid, provider, refresh_token)}
-        if not test:
-            return columns, "oauth2", ""
-        try:
-            grant = oauth.exchange(client, refresh_token, settings())
-        except ImapError as error:
-            raise _account_error(error, host, REFRESH_TOKEN) from None
-        return columns | oauth.granted(uuid, grant), "oauth2", grant.access_token
-    if password is None:
-        raise AccountError(PASSWORD, "is required, unless refresh_token is given")
-    sealed = runtime.keyring().encrypt(password, credential_context(uuid))
-    return {"credential": sealed, **oauth.forgotten()}, auth, password
+    if refresh_token is None:
+        if password is None:
+            raise AccountError(PASSWORD, "is required, unless refresh_token is given")
+        return Credential(auth, password)
+    provider, client = _client(provider, host)
+    if not test:
+        return Credential("oauth2", "", refresh_token, provider)
+    try:
+        grant = oauth.exchange(client, refresh_token, settings())
+    except ImapError as error:
+        raise _account_error(error, host, REFRESH_TOKEN) from None
+    return Credential("oauth2", grant.access_token, refresh_token, provider, grant)
 
 
 def create(
@@ -282,12 +306,12 @@ def create(
     place = _place(address, host, port, security)
     _check_place(place.host, place.port)
     uuid = str(uuids.uuid4())
-    secrets, auth, secret = _secrets(
-        uuid, place.host, auth, password, refresh_token, oauth_provider, test=test
-    )
+    credential = _credential(place.host, auth, password, refresh_token, oauth_provider, test=test)
     username = username or place.username or address
-    login = Login(place.host, place.port, place.security, username, auth, secret)
     if test:
+        login = Login(
+            place.host, place.port, place.security, username, credential.auth, credential.secret
+        )
         check_login(login, folders, REFRESH_TOKEN if refresh_token else PASSWORD)
     moment = database.now()
     try:
@@ -299,8 +323,7 @@ def create(
                 port=place.port,
                 security=place.security,
                 username=username,
-                auth=auth,
-                **secrets,
+                **credential.columns(uuid),
                 folders=folders,
                 poll_interval=poll_interval or settings().poll_interval,
                 import_since=import_since,
@@ -313,6 +336,32 @@ def create(
     except peewee.IntegrityError:
         raise AccountExists("address", "there is an account with this address") from None
     return account  # type: ignore[no-any-return]
+
+
+def new_login(
+    *,
+    address: str,
+    password: str | None = None,
+    refresh_token: str | None = None,
+    oauth_provider: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    security: str | None = None,
+    username: str | None = None,
+) -> tuple[Login, Place]:
+    """How an account with these fields would log in, and what told where.
+
+    Raises:
+      AccountError: a field does not work.
+    """
+    place = _place(address, host, port, security)
+    _check_place(place.host, place.port)
+    credential = _credential(
+        place.host, "password", password, refresh_token, oauth_provider, test=True
+    )
+    user = username or place.username or address
+    login = Login(place.host, place.port, place.security, user, credential.auth, credential.secret)
+    return login, place
 
 
 def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> EmailAccount:
@@ -329,21 +378,21 @@ def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> Emai
         setattr(account, name, value)
     if login_fields:
         _check_place(account.host, account.port)
-    secret: str | None = None
     if provider != account.oauth_provider and not refresh_token:
         raise AccountError(REFRESH_TOKEN, "is required to change oauth_provider")
     if account.auth == "password" and account.refresh_token and not password:
         raise AccountError(PASSWORD, "is required to change auth")
+    new: Credential | None = None
     if password or refresh_token:
-        columns, account.auth, secret = _secrets(
-            account.uuid, account.host, account.auth, password, refresh_token, provider, test=test
-        )
-        fields |= {**columns, "auth": account.auth}
-    if test and (secret is not None or login_fields or "folders" in fields):
+        new = _credential(account.host, account.auth, password, refresh_token, provider, test=test)
+        account.auth = new.auth
+        fields |= new.columns(account.uuid)
+    if test and (new or login_fields or "folders" in fields):
         field = REFRESH_TOKEN if account.refresh_token and not password else PASSWORD
-        check_login(_with_secret(account, secret), account.folders, field)
+        login = _login(account, new.secret) if new else stored_login(account)
+        check_login(login, account.folders, field)
     moment = database.now()
-    if secret is not None or login_fields:
+    if new or login_fields:
         fields |= {"failures": 0, "auth_failures": 0, "not_before": None, "next_poll_at": moment}
         if account.state == AccountState.AUTH_FAILED:
             fields["state"] = AccountState.ACTIVE

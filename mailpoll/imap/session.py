@@ -9,7 +9,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +71,12 @@ def connect(login: Login, settings: Settings, seconds: float) -> Iterator["Sessi
     imap = _client(login, settings, time.monotonic() + seconds)
     session = Session(imap, settings)
     try:
-        with _translated(login.secret):
-            _log_in(imap, login, settings)
+        if login.security == "starttls":
+            start_tls(imap, login, settings)
+        offered = imap.capabilities()
+        authenticate(imap, login)
+        identify(imap, login, offered)
+        _enable(imap, login)
         yield session
         session.log_out()
     finally:
@@ -91,6 +95,19 @@ def greets(host: str, port: int, settings: Settings, seconds: float) -> None:
 
 
 def _client(login: Login, settings: Settings, deadline: float) -> imapclient.IMAPClient:
+    address = reach(login, settings)
+    implicit = tls_context(settings.imap_ca_file) if login.security == "tls" else None
+    timeout = min(settings.imap_connect_timeout, max(0.1, deadline - time.monotonic()))
+    open_socket = functools.partial(_open, login, address, timeout, implicit)
+    return greet(login, settings, deadline, open_socket)
+
+
+def reach(login: Login, settings: Settings) -> str:
+    """The address to connect to.
+
+    Raises:
+      ImapError: mailpoll may not connect there, or not like this, or the host does not resolve.
+    """
     if login.security == "plain" and not settings.imap_allow_plain:
         raise ImapError(
             Fault.TLS, "connections without TLS are off; MAILPOLL_IMAP_ALLOW_PLAIN=yes allows them"
@@ -98,10 +115,20 @@ def _client(login: Login, settings: Settings, deadline: float) -> imapclient.IMA
     for value in (login.host, login.username, login.secret):
         if CONTROL.search(value):
             raise ImapError(Fault.REFUSED, "control characters in the host, user name or password")
-    address = hosts.resolve(login.host, login.port, settings.imap_allowed_networks)
-    implicit = tls_context(settings.imap_ca_file) if login.security == "tls" else None
-    timeout = min(settings.imap_connect_timeout, max(0.1, deadline - time.monotonic()))
-    open_socket = functools.partial(_open, login, address, timeout, implicit)
+    return hosts.resolve(login.host, login.port, settings.imap_allowed_networks)
+
+
+def greet(
+    login: Login, settings: Settings, deadline: float, open_socket: Callable[[], socket.socket]
+) -> imapclient.IMAPClient:
+    """Read the greeting and the first capabilities on a socket that is connected then.
+
+    Parameters:
+      deadline: ``time.monotonic()`` value at which the whole conversation must be over.
+
+    Raises:
+      ImapError: no IMAP server, or one that does not want us now.
+    """
     with _translated(login.secret, greeting=True):
         return _Client(
             login.host,
@@ -141,13 +168,33 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
 def _open(
     login: Login, address: str, timeout: float, context: ssl.SSLContext | None
 ) -> socket.socket:
+    sock = dial(login, address, timeout)
+    return secure(login, sock, context) if context else sock
+
+
+def dial(login: Login, address: str, timeout: float) -> socket.socket:
+    """A connection to the address that ``reach`` told.
+
+    Parameters:
+      timeout: seconds.
+
+    Raises:
+      ImapError: nobody answers there.
+    """
     try:
         sock = socket.create_connection((address, login.port), timeout)
     except OSError as error:
         raise ImapError(Fault.UNREACHABLE, f"{login.host}:{login.port}: {_reason(error)}") from None
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if context is None:
-        return sock
+    return sock
+
+
+def secure(login: Login, sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """TLS from the first byte, with a certificate for the host.
+
+    Raises:
+      ImapError: there is none, or none that is trusted.
+    """
     try:
         return context.wrap_socket(sock, server_hostname=login.host)
     except (ssl.SSLError, OSError) as error:
@@ -161,40 +208,45 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
-def _log_in(imap: imapclient.IMAPClient, login: Login, settings: Settings) -> None:
-    connection: WireIMAP4 = imap._imap
-    if login.security == "starttls":
-        _start_tls(imap, settings)
-    offered = imap.capabilities()
-    if connection.state != "AUTH":
-        _authenticate(imap, login)
-        # Servers offer more to those who have logged in.
-        imap._cached_capabilities = None
-    preset = providers.preset_of(login.host)
-    demanded = preset is not None and preset.demands_id
-    if demanded or b"ID" in offered or imap.has_capability("ID"):
-        _identify(connection)
-    _enable(imap)
-
-
-def _enable(imap: imapclient.IMAPClient) -> None:
+def _enable(imap: imapclient.IMAPClient, login: Login) -> None:
     """Ask for UIDs only (RFC 9586): Yahoo shows the newest 10,000 messages to all others."""
-    if imap.has_capability("UIDONLY"):
-        with suppress(exceptions.IMAPClientError):
-            imap._imap._simple_command("ENABLE", "UIDONLY")
+    with _translated(login.secret):
+        if imap.has_capability("UIDONLY"):
+            with suppress(exceptions.IMAPClientError):
+                imap._imap._simple_command("ENABLE", "UIDONLY")
 
 
-def _start_tls(imap: imapclient.IMAPClient, settings: Settings) -> None:
+def start_tls(imap: imapclient.IMAPClient, login: Login, settings: Settings) -> None:
+    """TLS after the greeting.
+
+    Raises:
+      ImapError: the server does not offer it, or has no certificate that is trusted.
+    """
     connection: WireIMAP4 = imap._imap
     if connection.state == "AUTH":
         raise ImapError(Fault.TLS, "the server greets with PREAUTH, which leaves no room for TLS")
-    if not imap.has_capability("STARTTLS"):
-        raise ImapError(Fault.TLS, "the server does not offer STARTTLS")
-    connection.secure(tls_context(settings.imap_ca_file))
+    with _translated(login.secret):
+        if not imap.has_capability("STARTTLS"):
+            raise ImapError(Fault.TLS, "the server does not offer STARTTLS")
+        connection.secure(tls_context(settings.imap_ca_file))
     imap._cached_capabilities = None
 
 
-def _authenticate(imap: imapclient.IMAPClient, login: Login) -> None:
+def authenticate(imap: imapclient.IMAPClient, login: Login) -> None:
+    """Log in, unless the server greeted with PREAUTH.
+
+    Raises:
+      ImapError: refused; the kind says why.
+    """
+    if imap._imap.state == "AUTH":
+        return
+    with _translated(login.secret):
+        _give_secret(imap, login)
+    # Servers offer more to those who have logged in.
+    imap._cached_capabilities = None
+
+
+def _give_secret(imap: imapclient.IMAPClient, login: Login) -> None:
     try:
         if login.auth == "oauth2":
             _bearer(imap, login)
@@ -208,6 +260,41 @@ def _authenticate(imap: imapclient.IMAPClient, login: Login) -> None:
         ended = isinstance(error.__context__, exceptions.IMAPClientAbortError)
         fault = Fault.CONNECTION_LOST if ended else Fault.AUTH_FAILED
         raise refusal(_scrub(str(error), login.secret), fault) from None
+
+
+def identify(imap: imapclient.IMAPClient, login: Login, offered: Sequence[bytes]) -> str | None:
+    """Say who we are (RFC 2971) where that is offered or known to be demanded.
+
+    A server that does not like it is polled all the same.
+
+    Parameters:
+      offered: capabilities before the login; some servers name ID only then.
+
+    Returns:
+      The server's answer, "" if it gives none; ``None`` when nothing was said.
+
+    Raises:
+      ImapError: the connection ended.
+    """
+    preset = providers.preset_of(login.host)
+    demanded = preset is not None and preset.demands_id
+    with _translated(login.secret):
+        if not (demanded or b"ID" in offered or imap.has_capability("ID")):
+            return None
+        return _exchange_names(imap._imap)
+
+
+def _exchange_names(connection: Any) -> str:
+    words = " ".join(connection._quote(word) for pair in IDENTITY.items() for word in pair)
+    try:
+        kind, _ = connection._simple_command("ID", f"({words})")
+        _, lines = connection._untagged_response(kind, [None], "ID")
+    except exceptions.IMAPClientAbortError:
+        raise
+    except exceptions.IMAPClientError:
+        return ""
+    line = lines[-1] if kind == "OK" and lines else None
+    return line.decode("utf-8", "replace") if isinstance(line, bytes) else ""
 
 
 def _bearer(imap: imapclient.IMAPClient, login: Login) -> None:
@@ -226,17 +313,6 @@ def _bearer(imap: imapclient.IMAPClient, login: Login) -> None:
         name = login.username.replace("=", "=3D").replace(",", "=2C")
         answers = iter((f"n,a={name},\x01{bearer}", "\x01"))
         imap.sasl_login("OAUTHBEARER", lambda _: next(answers, None))
-
-
-def _identify(connection: WireIMAP4) -> None:
-    """Say who we are (RFC 2971). A server that does not like it is polled all the same."""
-    words = " ".join(connection._quote(word) for pair in IDENTITY.items() for word in pair)  # type: ignore[attr-defined]
-    try:
-        connection._simple_command("ID", f"({words})")  # type: ignore[attr-defined]
-    except exceptions.IMAPClientAbortError:
-        raise
-    except exceptions.IMAPClientError:
-        return
 
 
 @contextmanager

@@ -59,9 +59,16 @@ def answers(pattern: str, line: bytes) -> Callable[[], ScriptedImap]:
 
 def not_connected() -> ScriptedImap:
     """Microsoft 365: the login is accepted, then nothing else is (imapsync#411, MailKit#1494)."""
+    server = ScriptedImap()
     line = b"{tag} BAD User is authenticated but not connected.\r\n"
+
+    def capability() -> bytes:
+        known = any(command.startswith("LOGIN") for command in server.commands)
+        return line if known else server.answer("CAPABILITY")
+
     bye = line + b"* BYE Connection closed. 14\r\n" + CLOSE
-    return ScriptedImap(rules=[Rule("CAPABILITY|ID", line, times=2), Rule("LIST", bye)])
+    server.rules = [Rule("CAPABILITY", capability), Rule("ID|LIST|EXAMINE", bye)]
+    return server
 
 
 def netease(offers_id: bool = True) -> ScriptedImap:
