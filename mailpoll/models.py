@@ -322,6 +322,8 @@ class EmailRawMessage(Table):
     in_reply_to = TextField(null=True)
     reference_ids = JsonField(null=True)
     attachment_count = IntegerField(default=0)
+    #: The text was made from the HTML: the message has none of its own.
+    text_derived = BooleanField(default=False)
     # Large columns last: SQLite reads the small ones without touching their pages.
     #: List of [name, value] in the order of the message.
     headers = JsonField(null=True)

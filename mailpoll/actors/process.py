@@ -82,8 +82,8 @@ FINISH = database.Statement("""
     UPDATE email_raw_messages SET status = 'processed', processed_at = ?, next_attempt_at = NULL,
         error = NULL, parser = ?, defects = ?, subject = ?, from_addresses = ?, to_addresses = ?,
         cc_addresses = ?, bcc_addresses = ?, reply_to_addresses = ?, date = ?, message_id = ?,
-        in_reply_to = ?, reference_ids = ?, attachment_count = ?, headers = ?, text_body = ?,
-        html_body = ?
+        in_reply_to = ?, reference_ids = ?, attachment_count = ?, text_derived = ?, headers = ?,
+        text_body = ?, html_body = ?
     WHERE id = ? AND status = 'stored'
 """)
 
@@ -245,6 +245,7 @@ def _fields(parsed: parsing.ParsedMessage) -> tuple[Any, ...]:
         parsed.in_reply_to,
         database.json(parsed.references),
         len(parsed.attachments),
+        parsed.text_derived,
         database.json(parsed.headers),
         parsed.text,
         parsed.html,

@@ -63,6 +63,7 @@ class ParsedMessage:
       message_id, in_reply_to, references: without angle brackets.
       headers: every field as (name, decoded value), in the order of the message.
       text, html: the whole bodies; several parts are joined by a line end.
+      text_derived: `text` was made from `html`, because the message has no text of its own.
       attachments: in the order of the message; a nested message is one of them, kept exact.
       parser: which parser read the structure, ``fast`` or ``stdlib``.
       defects: what had to be repaired or capped, as short stable words.
@@ -81,6 +82,7 @@ class ParsedMessage:
     references: list[str]
     headers: list[tuple[str, str]]
     text: str
+    text_derived: bool
     html: str
     attachments: list[Attachment]
     parser: str

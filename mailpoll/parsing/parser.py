@@ -20,6 +20,7 @@ from .headers import (
 from .message import Address, Attachment, ParsedMessage, Unparsable
 from .names import safe_name
 from .outline import MAX_PARTS, outline
+from .readable import readable
 
 MAX_WHOLE = 8 * 1024 * 1024  # bytes of a message that is read into memory as it is
 _ADDRESS_FIELDS = ("from", "sender", "to", "cc", "bcc", "reply-to")
@@ -79,7 +80,10 @@ def _is_plain(data: bytes, head: Section) -> bool:
 def _assemble(head: Section, root: Part, parser: str, defects: list[str]) -> ParsedMessage:
     """Turn a header section and a tree of parts, whichever parser read it, into the message."""
     texts, htmls, files = split(root)
-    html = _joined(htmls)
+    text, html = _joined(texts), _joined(htmls)
+    derived, whole = readable(html) if html and not text.strip() else ("", True)
+    if not whole:
+        defects = [*defects, "html-cut"]
     shown = referred_ids(html) if html else set()
     if sum(name.lower() == "from" for name, _ in head.fields) > 1:
         defects = [*defects, "ambiguous-from"]
@@ -99,7 +103,8 @@ def _assemble(head: Section, root: Part, parser: str, defects: list[str]) -> Par
         in_reply_to=identifier(head.get("in-reply-to")),
         references=identifiers(head.get("references")),
         headers=[(name, decode_words(value)) for name, value in head.fields],
-        text=_joined(texts),
+        text=derived or text,
+        text_derived=bool(derived),
         html=html,
         attachments=[_attachment(part, shown) for part in files],
         parser=parser,

@@ -95,6 +95,7 @@ def _whole(message: EmailRawMessage) -> schemas.Message:
         references=message.reference_ids or [],
         headers=message.headers or [],
         text=message.text_body,
+        text_derived=message.text_derived,
         html=message.html_body,
         attachments=[_attachment(row) for row in attachments],
         locations=[

@@ -268,6 +268,7 @@ class Message(MessageSummary):
     references: list[str]
     headers: list[tuple[str, str]]
     text: str | None
+    text_derived: bool = Field(description="The text was made from the HTML")
     html: str | None
     attachments: list[Attachment]
     locations: list[Location]

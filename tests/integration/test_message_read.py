@@ -63,6 +63,18 @@ def test_a_message_has_fields_bodies_attachments_and_places(system: System, addr
     assert ["Subject", "attached"] in found["headers"]
 
 
+def test_a_message_of_html_alone_has_a_text_that_says_so(system: System, address: str) -> None:
+    raw = b"From: a@example.org\r\nContent-Type: text/html\r\n\r\n<p>Hello,<p>please <b>pay</b>."
+    found = system.get(f"/admin/messages/{only_message(system, address, raw)}")
+    assert (found["text"], found["text_derived"]) == ("Hello,\n\nplease pay.", True)
+    assert found["html"].startswith("<p>Hello,<p>please <b>pay</b>.")
+
+
+def test_a_text_of_the_sender_is_not_replaced(embedded: System, address: str) -> None:
+    found = embedded.get(f"/admin/messages/{only_message(embedded, address, letter({}))}")
+    assert (found["text"].strip(), found["text_derived"]) == ("text", False)
+
+
 def test_a_message_is_json_and_never_a_page(embedded: System, address: str) -> None:
     url = f"/admin/messages/{only_message(embedded, address, letter({}))}"
     answer = embedded.api.simulate_get(url, headers={"Accept": "text/html"})
