@@ -7,6 +7,7 @@ encoded words inside quotes). A tokenizer that never refuses serves better than 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from .charsets import storable
 from .headers import decode_words
@@ -15,9 +16,9 @@ from .message import Address
 MAX_ADDRESSES = 2_000
 
 _ATEXT = r"[^\s\"<>(),:;@\\\[\]]"
-_SIMPLE = re.compile(
-    rf"\s*(?:(?:\"([^\"\\]*)\"|([^\"<>(),:;@\\]*))\s*<({_ATEXT}+@{_ATEXT}+)>|({_ATEXT}+@{_ATEXT}+))"
-    r"\s*(?:,|$)"
+_SIMPLE = re.compile(  # possessive, so that blanks are tried only one way
+    rf"\s*+(?:(?:\"([^\"\\]*+)\"|([^\"<>(),:;@\\\[\]]*+))\s*+<({_ATEXT}++@{_ATEXT}++)>"
+    rf"|({_ATEXT}++@{_ATEXT}++))\s*+(?:,|$)"
 )
 _TOKEN = re.compile(
     r"\"((?:[^\"\\]|\\.)*)\"?"  # quoted string, perhaps without its end
@@ -48,11 +49,12 @@ def _parse_hard(value: str, limit: int) -> list[Address]:
     found: list[Address] = []
     mailbox = _Mailbox()
     depth = 0
-    for token in _TOKEN.finditer(value):
-        quoted, bracketed, mark, word, blank = token.groups()
+    for token in _tokens(value):
+        quoted, bracketed, mark, word, _ = token.groups()
         if depth or mark in {"(", ")"}:  # comments nest; what they hold is at most a name
+            around = depth
             depth += (mark == "(") - (mark == ")" and depth > 0)
-            if not mark:
+            if around and depth:
                 mailbox.comment.append(token.group())
         elif mark == ":":
             mailbox = _Mailbox()  # the words before it name a group
@@ -68,8 +70,17 @@ def _parse_hard(value: str, limit: int) -> list[Address]:
             mailbox.bracketed = mailbox.bracketed or bracketed.strip()
         else:
             mailbox.words.append(word or " ")
-            mailbox.raw.append(word or blank)
+            mailbox.raw.append(word or "")
     return (found + mailbox.finish())[:limit]
+
+
+def _tokens(value: str) -> Iterator[re.Match[str]]:
+    """Yield the tokens; a quote that nothing ends is left out, as it would hide what follows."""
+    for token in _TOKEN.finditer(value):
+        if token.end(1) == token.end():
+            yield from _TOKEN.finditer(token[1].replace('"', " "))
+        else:
+            yield token
 
 
 class _Mailbox:
@@ -88,8 +99,10 @@ class _Mailbox:
         if self.bracketed:
             # A source route (RFC 5322 4.4) precedes the address: <@a,@b:user@host>.
             address = self.bracketed.rpartition(":")[2] or self.bracketed
-            return [Address(decode_words(name), storable("".join(address.split())))]
-        address = "".join("".join(self.raw).split())
+            if '"' not in address:  # a quoted local part may hold blanks
+                address = "".join(address.split())
+            return [Address(decode_words(name), storable(address))]
+        address = "".join(self.raw)
         if "@" in address:
             comment = " ".join("".join(self.comment).split())
             return [Address(decode_words(comment), decode_words(address))]

@@ -59,15 +59,26 @@ _MAX_NAME = 64
 
 def decode(data: bytes, charset: str = "") -> str:
     """Return `data` as storable text: as declared if it fits, else the likeliest reading."""
+    return read(data, charset)[0]
+
+
+def read(data: bytes, charset: str = "") -> tuple[str, bool]:
+    """Return what `decode` does, and whether that is just what the sender declared."""
     if data.isascii() and charset.lower() in {"", "utf-8", "us-ascii"}:
-        return storable(data.decode("ascii"))
-    codecs = _candidates(charset)
+        return _stored(data.decode("ascii"))
+    codecs, known = _candidates(charset)
     for codec in codecs:
         try:
-            return storable(data.decode(codec))
+            text, whole = _stored(data.decode(codec))
         except (UnicodeError, ValueError):
             continue
-    return storable(_guess(data, codecs))
+        return text, whole and known
+    return storable(_guess(data, codecs)), False
+
+
+def _stored(text: str) -> tuple[str, bool]:
+    stored = storable(text)
+    return stored, stored is text
 
 
 def storable(text: str) -> str:
@@ -83,20 +94,24 @@ def storable(text: str) -> str:
     return text
 
 
-def _candidates(charset: str) -> tuple[str, ...]:
+def _candidates(charset: str) -> tuple[tuple[str, ...], bool]:
+    """Return the codecs to try for a name, and whether it is the name of a charset, or none."""
     name = _NOT_NAME.sub("_", charset[:_MAX_NAME].lower()).strip("_")
     if name.startswith("x_") and name not in _CODECS:
         name = name[2:]
     if name.startswith("windows_"):
         name = "cp" + name[8:]
-    codec = _CODECS.get(name)
-    if codec is None:
-        codec = _CODECS.get(name.replace("_", ""), "ascii")
-    return _WIDER.get(codec, (codec,))
+    codec = _CODECS.get(name) or _CODECS.get(name.replace("_", ""))
+    known = bool(codec or not name)
+    codec = codec or "ascii"
+    return _WIDER.get(codec, (codec,)), known
 
 
 def _guess(data: bytes, codecs: tuple[str, ...]) -> str:
     """Read text that is not in its declared charset: UTF-8, or with holes, or Western."""
+    for codec in codecs[:1]:
+        if codec.startswith(("utf_16", "utf_32")):
+            return data.decode(codec, "replace")  # as text of one byte a character it is nonsense
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

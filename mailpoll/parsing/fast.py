@@ -14,7 +14,7 @@ import fast_mail_parser
 
 from .classify import Part
 from .content import Content, transfer_encoding
-from .headers import media_type
+from .headers import media_type, parameters
 from .outline import MAX_DEPTH, MAX_PARTS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class _Reader:
         fields = {name.lower(): values[0] for name, values in node.headers.items()}
         type_field = fields.get("content-type", "")
         part = Part(
-            media_type(type_field, node.content_type),
+            media_type(type_field, node.content_type if "/" in node.content_type else "text/plain"),
             disposition=(node.disposition or "").strip().lower(),
             name=self._name(node, type_field, fields),
             content_id=node.content_id or "",
@@ -81,12 +81,13 @@ class _Reader:
     @staticmethod
     def _name(node: PyMimePart, type_field: str, fields: dict[str, str]) -> str:
         """Return the file name, which the library decodes before it splits the parameters."""
-        name: str = node.filename
-        if not name:
+        disposition = fields.get("content-disposition", "")
+        if "name" not in (disposition + type_field).lower():
             return ""
-        if _DOUBTFUL.search(name) or "\ufffd" in type_field:
+        name = parameters(disposition).get("filename", "") or parameters(type_field).get("name", "")
+        if name != node.filename or _DOUBTFUL.search(name) or "\ufffd" in type_field:
             raise _Doubt
-        if (fields.get("content-disposition", "") + type_field).count('"') % 2:
+        if (disposition + type_field).count('"') % 2:
             raise _Doubt
         return name
 

@@ -25,11 +25,14 @@ _DAY = 86_400
 
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)\n?")
 _BLANK_LINE = re.compile(rb"\n\r?\n")
-_FOLD = re.compile(r"\r*\n[ \t]*|[\r\n]")
+_FOLD = re.compile(r"(?<!\r)\r*+\n[ \t]*|[\r\n]")  # a run of CR is looked through once
 _WORD = re.compile(r"=\?([^?\s]{1,80})\?([bBqQ])\?([^?]*\??)\?=")
 _TYPE = re.compile(r"\s*([a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+*-]+)")
 _PARAMETER = re.compile(r";\s*([^\s=;\"]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"?|([^;]*))", re.S)
 _SECTION = re.compile(r"([^*]+)(?:\*(\d{1,4}))?(\*)?")
+_COMMENT = re.compile(r"\([^()]*\)")
+_NEGATIVE_YEAR = re.compile(r"\s-\d+\s+\d+:")
+_HALF_DAY = re.compile(r"(?<=\d)\s?([ap])m\b", re.IGNORECASE)  # not in RFC 5322, but in mail
 _IDENTIFIER = re.compile(r"<([^<>]*)>")
 
 
@@ -186,10 +189,16 @@ def _join_sections(pieces: dict[int, tuple[str, bool]]) -> str:
 def parse_date(value: str) -> datetime | None:
     """Return a Date field as an instant in UTC, or None if it names none (RFC 5322 3.3)."""
     try:
-        parts = parsedate_tz(value[:_MAX_DATE])
+        text = _COMMENT.sub(" ", value[:_MAX_DATE])
+        if _NEGATIVE_YEAR.search(text):
+            return None
+        half = _HALF_DAY.search(text)
+        parts = parsedate_tz(text[: half.start()] + text[half.end() :] if half else text)
         if parts is None:
             return None
         year, month, day, hour, minute, second = parts[:6]
+        if half:
+            hour = hour % 12 + (12 if half[1] in "pP" else 0)
         offset = parts[9] or 0
         if abs(offset) >= _DAY:
             offset = 0

@@ -37,6 +37,13 @@ def safe_name(name: str, content_type: str) -> str:
     return _shorten(cleaned)
 
 
+def suspicious(name: str) -> bool:
+    """Tell whether `name` holds characters that are not seen but change what is."""
+    if name.isascii():
+        return not name.isprintable()
+    return any(unicodedata.category(char) in _REFUSED_CATEGORIES for char in name[: 4 * MAX_BYTES])
+
+
 def _shorten(name: str) -> str:
     if len(name.encode()) <= MAX_BYTES:
         return name

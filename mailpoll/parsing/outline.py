@@ -4,10 +4,14 @@ Large files, nested messages and hostile structures are not given to a parser. O
 lines, in constant memory, writes a small message of the same structure: every big leaf, every
 nested message and everything beyond a cap is left out and remembered as a range of the source.
 What was left out is marked by a header field under a random name, which no sender can forge.
+Each multipart gets a boundary of its own, because senders use one for several, or one that begins
+like another, or write it so that parsers differ about it.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +27,9 @@ MAX_SECTION = 4 * 1024 * 1024  # bytes of one header section that are looked at
 MAX_LEAF = 256 * 1024  # bytes of a leaf that is kept though it is no text
 MAX_TEXT = 8 * 1024 * 1024  # bytes of all texts together; more become attachments
 _MAX_STRUCTURE_VALUE = 16 * 1024  # of the fields the parsers take parameters from
+_LF = 10
+_SPECIAL = re.compile(rb"\r?\n|--")  # lines that matter to a header section
+_BEFORE_SPECIAL = re.compile(rb"\n(?=\r?\n|--)")
 _STRUCTURE = {"content-type", "content-disposition", "content-transfer-encoding", "content-id"}
 
 
@@ -66,6 +73,19 @@ class _Leaf:
     cut: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Container:
+    """An open multipart.
+
+    Parameters:
+      boundary, written: its boundary in the source and in the output.
+    """
+
+    kind: str
+    boundary: bytes
+    written: bytes
+
+
 @dataclass(slots=True)
 class _Scan:
     """The state of the pass: the output so far and the boundaries that are open."""
@@ -77,8 +97,10 @@ class _Scan:
     cuts: dict[str, Content] = field(default_factory=dict)
     defects: list[str] = field(default_factory=list)
     head: Section | None = None
-    stack: list[tuple[bytes, str]] = field(default_factory=list)  # boundary, content type
-    levels: dict[bytes, int] = field(default_factory=dict)
+    stack: list[_Container] = field(default_factory=list)  # the open multiparts
+    containers: int = 0
+    levels: dict[bytes, int] = field(default_factory=dict)  # by boundary; the innermost of a kind
+    mark: bytes = b"--"  # what all their lines begin with
     section: bytearray | None = field(default_factory=bytearray)  # while inside a header section
     section_start: int = 0
     leaf: _Leaf | None = None
@@ -88,7 +110,7 @@ class _Scan:
 
     def run(self) -> Outline:
         end = 0
-        for at, line, fresh in self._lines():
+        for at, line, fresh in self._pieces():
             end = at + len(line)
             if fresh and line.startswith(b"--") and self.levels:
                 mark = self._boundary(line)
@@ -106,17 +128,42 @@ class _Scan:
             bytes(self.out), self.marker, self.cuts, self.head, list(dict.fromkeys(self.defects))
         )
 
-    def _lines(self) -> Iterator[tuple[int, bytes, bool]]:
-        """Yield (offset, line or piece of one, whether it starts a line)."""
-        at, fresh = 0, True
+    def _pieces(self) -> Iterator[tuple[int, bytes, bool]]:
+        """Yield (offset, piece, whether it starts a line).
+
+        A piece is a line that may matter, or what lies before the next one: at most two `CHUNK`.
+        """
+        at, position, data, fresh, ended = 0, 0, b"", True, False
         with open_source(self.source) as file:
-            while line := file.readline(CHUNK):
-                if at == 0 and line.startswith((b"From ", b">From ")):  # mbox
-                    at = self.section_start = len(line)
-                    continue
-                yield at, line, fresh
-                at += len(line)
-                fresh = line.endswith(b"\n")
+            while True:
+                if len(data) - position < CHUNK and not ended:
+                    more = file.read(CHUNK)
+                    data, position, ended = data[position:] + more, 0, not more
+                if position == len(data):
+                    return
+                end = self._piece_end(data, position, fresh)
+                if at == 0 and data.startswith((b"From ", b">From ")):  # mbox
+                    end = self.section_start = data.find(b"\n") + 1 or end
+                else:
+                    yield at, data[position:end], fresh
+                at, position, fresh = at + end - position, end, data[end - 1] == _LF
+
+    def _piece_end(self, data: bytes, start: int, fresh: bool) -> int:
+        in_section = self.section is not None
+        special = _SPECIAL.match(data, start) if in_section else data.startswith(self.mark, start)
+        if fresh and special:
+            return data.find(b"\n", start) + 1 or len(data)
+        if in_section:
+            found = _BEFORE_SPECIAL.search(data, start)
+            end = found.end() if found else 0
+        elif self.levels:
+            end = data.find(b"\n" + self.mark, start) + 1
+        else:
+            return len(data)
+        # Without one, up to the last line end: the line after it may matter. Without any, not
+        # between the two bytes of a line end.
+        split = data.endswith(b"\r") and len(data) - start > 1
+        return end or data.rfind(b"\n", start) + 1 or len(data) - split
 
     def _boundary(self, line: bytes) -> tuple[int, bool] | None:
         """Return (level, whether it closes) if the line is an open boundary (RFC 2046 5.1.1)."""
@@ -131,10 +178,10 @@ class _Scan:
         """Go over a boundary line; return whether there is more to read."""
         self._end_section(at)
         self._end_leaf(at - self.line_end, level)
-        self._unwind(level if closes else level + 1)
-        self.out += line.rstrip() + b"\r\n"
+        self._close(level if closes else level + 1)
         if closes:
             return bool(self.stack)
+        self.out += b"--" + self.stack[level].written + b"\r\n"
         if self.parts == MAX_PARTS:
             self._cut_rest(at + len(line))
             return False
@@ -143,9 +190,15 @@ class _Scan:
         self.section, self.section_start = bytearray(), at + len(line)
         return True
 
-    def _unwind(self, height: int) -> None:
-        del self.stack[height:]
-        self.levels = {boundary: level for level, (boundary, _) in enumerate(self.stack)}
+    def _close(self, height: int) -> None:
+        """Close the multiparts above `height`, whether or not the source does."""
+        while len(self.stack) > height:
+            self.out += b"--" + self.stack.pop().written + b"--\r\n"
+        self._index()
+
+    def _index(self) -> None:
+        self.levels = {each.boundary: level for level, each in enumerate(self.stack)}
+        self.mark = b"--" + (os.path.commonprefix(list(self.levels)) or b"")  # noqa: RUF071
 
     def _cut_rest(self, start: int) -> None:
         with open_source(self.source) as file:
@@ -181,21 +234,20 @@ class _Scan:
             self._add(data[head.body :])
 
     def _open(self, head: Section, start: int) -> None:
-        container = self.stack[-1][1] if self.stack else ""
+        container = self.stack[-1].kind if self.stack else ""
         default = "message/rfc822" if container == "multipart/digest" else "text/plain"
         kind = media_type(head.get("content-type"), default)
-        self._write(head, kind)
-        limit, is_text, level = self.max_leaf, False, -1
-        if kind.startswith("message/"):
-            limit = -1
-        elif kind.startswith("multipart/"):
-            limit, level = self._open_container(head, kind)
-            is_text = limit >= 0
-        elif self._is_text(head, kind, container):
-            limit, is_text = self.text_room, True
         encoding = transfer_encoding(head.get("content-transfer-encoding"))
+        limit, is_text, level = self.max_leaf, False, -1
         if kind.startswith("multipart/"):
             encoding = ""  # RFC 2045 6.4: a multipart is never encoded as a whole
+            limit, level = self._open_container(head, kind)
+            is_text = limit >= 0
+        elif kind.startswith("message/"):
+            limit = -1
+        elif self._is_text(head, kind, container):
+            limit, is_text = self.text_room, True
+        self._write(head, kind, self.stack[level].written if level >= 0 else b"")
         self.leaf = _Leaf(start, len(self.out), encoding, limit, is_text, level, limit < 0)
         self.out += b"\r\n"
 
@@ -211,8 +263,10 @@ class _Scan:
         if len(self.stack) == MAX_DEPTH:
             self.defects.append("too-deep")
             return -1, -1
-        self.levels[boundary] = len(self.stack)
-        self.stack.append((boundary, kind))
+        self.containers += 1
+        written = f"{self.containers}-{self.marker}".encode()
+        self.stack.append(_Container(kind, boundary, written))
+        self._index()
         return self.text_room, len(self.stack) - 1
 
     @staticmethod
@@ -223,14 +277,15 @@ class _Scan:
         name = name or parameters(head.get("content-type")).get("name", "")
         return is_body(kind, token, name, container)
 
-    def _write(self, head: Section, kind: str) -> None:
+    def _write(self, head: Section, kind: str, boundary: bytes) -> None:
         """Write the fields that make the structure; the others are read from `head` alone."""
-        for name, value in head.fields:
-            if name.lower() not in _STRUCTURE:
-                continue
-            self.out += f"{name}: {self._capped(value)}\r\n".encode("utf-8", "replace")
-        if not head.get("content-type") and kind != "text/plain":
+        if boundary:
+            self.out += f"Content-Type: {kind}; boundary=".encode() + boundary + b"\r\n"
+        elif not head.get("content-type") and kind != "text/plain":
             self.out += f"Content-Type: {kind}\r\n".encode()
+        for name, value in head.fields:
+            if name.lower() in _STRUCTURE and not (boundary and name.lower() == "content-type"):
+                self.out += f"{name}: {self._capped(value)}\r\n".encode("utf-8", "replace")
 
     def _capped(self, value: str) -> str:
         if len(value) <= _MAX_STRUCTURE_VALUE:

@@ -18,7 +18,7 @@ from .headers import (
     read_section,
 )
 from .message import Address, Attachment, ParsedMessage, Unparsable
-from .names import safe_name
+from .names import safe_name, suspicious
 from .outline import MAX_PARTS, outline
 from .readable import readable
 
@@ -80,16 +80,23 @@ def _is_plain(data: bytes, head: Section) -> bool:
 def _assemble(head: Section, root: Part, parser: str, defects: list[str]) -> ParsedMessage:
     """Turn a header section and a tree of parts, whichever parser read it, into the message."""
     texts, htmls, files = split(root)
-    text, html = _joined(texts), _joined(htmls)
+    (text, as_declared), (html, html_as_declared) = _joined(texts), _joined(htmls)
     derived, whole = readable(html) if html and not text.strip() else ("", True)
-    if not whole:
-        defects = [*defects, "html-cut"]
     shown = referred_ids(html) if html else set()
-    if sum(name.lower() == "from" for name, _ in head.fields) > 1:
-        defects = [*defects, "ambiguous-from"]
+    headers = [(name, decode_words(value)) for name, value in head.fields]
     addresses = {name: _addresses(head, name) for name in _ADDRESS_FIELDS}
-    if any(len(found) == MAX_ADDRESSES for found in addresses.values()):
-        defects = [*defects, "too-many-addresses"]
+    attachments = [_attachment(part, shown) for part in files]
+    remarks = {
+        "html-cut": not whole,
+        "charset": not (as_declared and html_as_declared),
+        "replaced-characters": any(
+            "\ufffd" in decoded and "\ufffd" not in value
+            for (_, decoded), (_, value) in zip(headers, head.fields, strict=True)
+        ),
+        "ambiguous-from": sum(name.lower() == "from" for name, _ in headers) > 1,
+        "too-many-addresses": any(len(each) == MAX_ADDRESSES for each in addresses.values()),
+        "suspicious-name": any(suspicious(each.name) for each in attachments),
+    }
     return ParsedMessage(
         subject=decode_words(head.get("subject")),
         from_=addresses["from"],
@@ -102,13 +109,13 @@ def _assemble(head: Section, root: Part, parser: str, defects: list[str]) -> Par
         message_id=identifier(head.get("message-id")),
         in_reply_to=identifier(head.get("in-reply-to")),
         references=identifiers(head.get("references")),
-        headers=[(name, decode_words(value)) for name, value in head.fields],
+        headers=headers,
         text=derived or text,
         text_derived=bool(derived),
         html=html,
-        attachments=[_attachment(part, shown) for part in files],
+        attachments=attachments,
         parser=parser,
-        defects=list(dict.fromkeys(defects)),
+        defects=list(dict.fromkeys([*defects, *(word for word, true in remarks.items() if true)])),
     )
 
 
@@ -120,9 +127,10 @@ def _addresses(head: Section, name: str) -> list[Address]:
     return parse_addresses(", ".join(values)) if values else []
 
 
-def _joined(parts: list[Part]) -> str:
-    texts = [charsets.decode(part.content.read(), part.charset) for part in parts if part.content]
-    return "\n".join(text for text in texts if text)
+def _joined(parts: list[Part]) -> tuple[str, bool]:
+    """The texts of several parts, and whether each is in the charset that its part declares."""
+    read = [charsets.read(part.content.read(), part.charset) for part in parts if part.content]
+    return "\n".join(text for text, _ in read if text), all(declared for _, declared in read)
 
 
 def _attachment(part: Part, shown: set[str]) -> Attachment:
@@ -131,11 +139,11 @@ def _attachment(part: Part, shown: set[str]) -> Attachment:
     for chunk in content.chunks():
         digest.update(chunk)
         size += len(chunk)
-    name = charsets.storable(part.name) or _nested_name(part, content)
+    name = charsets.storable(part.name)
     content_id = charsets.storable(part.content_id)
     return Attachment(
         name=name,
-        safe_name=safe_name(name, part.content_type),
+        safe_name=safe_name(name or _nested_name(part, content), part.content_type),
         content_type=charsets.storable(part.content_type),
         content_id=content_id,
         inline=bool(content_id) and (content_id in shown or part.disposition == "inline"),
@@ -146,7 +154,7 @@ def _attachment(part: Part, shown: set[str]) -> Attachment:
 
 
 def _nested_name(part: Part, content: Content) -> str:
-    """A nested message without a name is called by its subject, as mail programs do."""
+    """A nested message without a name is saved under its subject, as mail programs do."""
     if part.content_type != "message/rfc822":
         return ""
     start = next(content.chunks(), b"")

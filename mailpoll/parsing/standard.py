@@ -38,15 +38,17 @@ def _part(message: Message, outlined: Outline, default: str) -> Part:
         content_id=fields.get("content-id", "").strip().strip("<>"),
         charset=type_parameters.get("charset", ""),
     )
-    payload = message.get_payload()
     key = fields.get(outlined.marker)
     if key is not None:
         part.cut, part.content = True, outlined.cuts[key]
-    elif isinstance(payload, list):
-        children = cast("list[Message]", payload)
+    elif message.is_multipart():
+        children = cast("list[Message]", message.get_payload())
         part.parts = [_part(child, outlined, "text/plain") for child in children]
     else:
-        data = str(payload).encode("ascii", "surrogateescape")
+        # Without the field, the bytes come as they are. Not asked to decode, the library would give
+        # text in the declared charset.
+        del message["content-transfer-encoding"]
+        data = cast("bytes", message.get_payload(decode=True))
         encoding = transfer_encoding(fields.get("content-transfer-encoding", ""))
         if part.content_type.startswith("multipart/"):
             encoding = ""
