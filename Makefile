@@ -38,6 +38,18 @@ lint: $(VENV)/dev.installed ## Check style and types
 bench: servers $(VENV)/dev.installed ## Import 100 Dovecot mailboxes of 100 messages and report
 	$(VENV)/bin/python -m bench
 
+.PHONY: fidelity
+fidelity: $(VENV)/dev.installed ## Compare the parser with four others on public test mail
+	$(VENV)/bin/python -m tests.fidelity
+
+# Seconds to fuzz for.
+FUZZ ?= 600
+.PHONY: fuzz
+fuzz: $(VENV)/dev.installed ## Fuzz the parser for FUZZ seconds (600)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[fuzz]"
+	$(VENV)/bin/python -m tests.fuzz build/fuzz -max_total_time=$(FUZZ) -max_len=65536 \
+		-rss_limit_mb=1024 -timeout=10 -artifact_prefix=build/
+
 .PHONY: lock
 lock: $(VENV)/dev.installed ## Resolve the dependencies anew
 	$(VENV)/bin/pip install --quiet uv
