@@ -31,8 +31,8 @@ _TYPE = re.compile(r"\s*([a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+*-]+)")
 _PARAMETER = re.compile(r";\s*([^\s=;\"]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"?|([^;]*))", re.S)
 _SECTION = re.compile(r"([^*]+)(?:\*(\d{1,4}))?(\*)?")
 _COMMENT = re.compile(r"\([^()]*\)")
-_NEGATIVE_YEAR = re.compile(r"\s-\d+\s+\d+:")
-_HALF_DAY = re.compile(r"(?<=\d)\s?([ap])m\b", re.IGNORECASE)  # not in RFC 5322, but in mail
+_NEGATIVE_YEAR = re.compile(r" -\d+\s+\d+:")
+_HALF_DAY = re.compile(r"\d\s?([ap])m\b", re.IGNORECASE)  # not in RFC 5322, but in mail
 _IDENTIFIER = re.compile(r"<([^<>]*)>")
 
 
@@ -189,11 +189,13 @@ def _join_sections(pieces: dict[int, tuple[str, bool]]) -> str:
 def parse_date(value: str) -> datetime | None:
     """Return a Date field as an instant in UTC, or None if it names none (RFC 5322 3.3)."""
     try:
-        text = _COMMENT.sub(" ", value[:_MAX_DATE])
-        if _NEGATIVE_YEAR.search(text):
+        text = value[:_MAX_DATE]
+        if "(" in text:
+            text = _COMMENT.sub(" ", text)
+        if " -" in text and _NEGATIVE_YEAR.search(text):
             return None
         half = _HALF_DAY.search(text)
-        parts = parsedate_tz(text[: half.start()] + text[half.end() :] if half else text)
+        parts = parsedate_tz(text[: half.start(1)] + text[half.end() :] if half else text)
         if parts is None:
             return None
         year, month, day, hour, minute, second = parts[:6]

@@ -25,7 +25,7 @@ DEBIAN = (
     "libmime-tools-perl", "mailman3", "mimedefang", "notmuch", "opendkim", "opendmarc",
     "php-horde-mime", "php-mail-mimedecode", "rspamd", "ruby-mail", "spamassassin",
 )  # fmt: skip
-PYPI = ("mail-parser", "django-mailbox", "talon", "mailman", "eml-parser", "parsedmarc")
+PYPI = ("django-mailbox", "mail-parser", "mailman", "talon")
 NPM = ("eml-format", "mimemessage", "zone-mta")
 
 LARGEST = 20_000_000
