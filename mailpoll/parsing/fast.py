@@ -7,6 +7,7 @@ parser.
 
 from __future__ import annotations
 
+import binascii
 import re
 from typing import TYPE_CHECKING
 
@@ -95,13 +96,20 @@ class _Reader:
         encoding = fields.get("content-transfer-encoding", "").strip().lower()
         if encoding not in _PLAIN_ENCODINGS and transfer_encoding(encoding) in _PLAIN_ENCODINGS:
             raise _Doubt  # such as "base64;": meant, but not decoded by the library
-        if node.content is None:
-            raise _Doubt
-        if encoding == "quoted-printable" and self.has_bare_lf and part.content_type != "text/html":
-            raise _Doubt  # the library writes CRLF for LF: not the sender's bytes
+        if not node.content:
+            raise _Doubt  # perhaps the empty line before it was forgotten
+        if encoding == "quoted-printable" and (self.has_bare_lf or self._ends_soft(node.content)):
+            raise _Doubt  # the library writes CRLF for LF, and for a soft line break at the end
         if found := _CHARSET.search(type_field):
             part.charset = found.group(1)
+        elif "charset" in type_field.lower():
+            raise _Doubt  # as RFC 2231 writes it, perhaps
         part.content = Content.of(node.content)
+
+    def _ends_soft(self, content: bytes) -> bool:
+        """Tell whether the line end of `content` may be that of a soft line break."""
+        tail = content[-22:].removesuffix(b"\r\n").rpartition(b"\n")[2]
+        return binascii.b2a_qp(tail) + b"=\r\n" in self.message
 
     def _descend(self, part: Part, node: PyMimePart, type_field: str, depth: int) -> None:
         """Read the parts of a multipart if the library found as many as there are boundaries.

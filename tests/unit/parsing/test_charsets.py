@@ -110,6 +110,11 @@ def test_what_databases_refuse_is_replaced() -> None:
     assert charsets.storable("\ud800x\udfff") == "\ufffdx\ufffd"
 
 
+def test_a_charset_as_rfc_2231_writes_it() -> None:
+    message = parsed("Content-Type: text/plain; charset*=us-ascii'en'koi8-r", body=b"\xc4")
+    assert (message.text, message.defects) == ("д", [])
+
+
 def test_each_part_has_its_own_charset() -> None:
     raw = multipart(
         "mixed",

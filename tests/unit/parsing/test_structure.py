@@ -244,6 +244,21 @@ def test_eight_bit_text_survives_the_second_parser(declared: str) -> None:
     assert (message.parser, message.text) == ("stdlib", "café")
 
 
+def test_a_part_without_an_empty_line_loses_no_text() -> None:
+    raw = multipart("mixed", b"Content-Type: text/plain\r\nbar\r\n", part("text/html", "<p>h"))
+    assert (parse(raw).text.strip(), parse(raw).html) == ("bar", "<p>h")
+
+
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
+@pytest.mark.parametrize("end", [b"dolor=", b"=C3=BC=", b"dolor=20=", b"one\r\n="])
+def test_a_soft_line_break_at_the_end_is_no_line_end(end: bytes, line_end: bytes) -> None:
+    file = part("a/b", b"one\r\n" + end + b"\r\n", "Content-Transfer-Encoding: quoted-printable")
+    raw = multipart("mixed", file, part("text/html", b"x", ATTACHED)).replace(b"\r\n", line_end)
+    wanted = {b"dolor=": b"dolor", b"=C3=BC=": "ü".encode(), b"dolor=20=": b"dolor "}
+    last = wanted.get(end, b"one" + line_end)
+    assert contents(parse(raw))[0] == b"one" + line_end + last
+
+
 def test_the_content_type_of_a_broken_field_is_text() -> None:
     assert parsed("Content-Type: nonsense", body="t").text == "t"
     assert parsed("Content-Type:", body="t").text == "t"
