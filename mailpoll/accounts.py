@@ -11,7 +11,20 @@ import peewee
 
 from . import database, oauth, runtime
 from .crypto import DecryptionError
-from .imap import Fault, ImapError, Login, connect, discovery, hosts, providers, selectable
+from .imap import (
+    Estimate,
+    Fault,
+    Folder,
+    ImapError,
+    Login,
+    Session,
+    connect,
+    discovery,
+    estimate,
+    hosts,
+    providers,
+    selectable,
+)
 from .imap.discovery import NotFound, Place
 from .imap.errors import TREATMENT
 from .models import (
@@ -109,12 +122,25 @@ def find(uuid: str) -> EmailAccount | None:
         return EmailAccount.visible().where(EmailAccount.uuid == uuid).get_or_none()  # type: ignore[no-any-return]
 
 
-def check_login(
-    login: Login, folders: Sequence[str] | None, secret_field: str = PASSWORD
-) -> list[str]:
-    """Log in and list the folders; nothing is changed anywhere.
+@dataclass(frozen=True, slots=True)
+class Mailbox:
+    """What a login finds: the folders that can be opened, and how much an import would bring.
 
     Parameters:
+      estimate: ``None`` when the server would not tell.
+    """
+
+    folders: list[str]
+    estimate: Estimate | None
+
+
+def check_login(
+    login: Login, folders: Sequence[str] | None, secret_field: str = PASSWORD
+) -> Mailbox:
+    """Log in and look around; nothing is changed anywhere.
+
+    Parameters:
+      folders: that are to be polled; ``None`` for all.
       secret_field: which field the login's secret came from.
 
     Raises:
@@ -123,13 +149,24 @@ def check_login(
     _check_place(login.host, login.port)
     try:
         with connect(login, settings(), TEST_TIMEOUT) as session:
-            names = [folder.name for folder in selectable(*session.list_folders())]
+            found = selectable(*session.list_folders())
+            names = [folder.name for folder in found]
+            wanted = [folder for folder in found if not folders or folder.name in folders]
+            size = _estimate(session, wanted)
     except ImapError as error:
         raise _account_error(error, login.host, secret_field) from None
     for name in folders or ():
         if name not in names:
             raise AccountError("folders", f"the mailbox has no folder {name!r}")
-    return names
+    return Mailbox(names, size)
+
+
+def _estimate(session: Session, folders: Sequence[Folder]) -> Estimate | None:
+    """How much there is; a server that will not tell can be polled all the same."""
+    try:
+        return estimate(session, folders)
+    except ImapError:
+        return None
 
 
 def _account_error(error: ImapError, host: str, secret_field: str) -> AccountError:
@@ -140,8 +177,8 @@ def _account_error(error: ImapError, host: str, secret_field: str) -> AccountErr
     return AccountError(field, providers.explained(error, host))
 
 
-def test_login(account: EmailAccount) -> list[str]:
-    """Log in as polls do, and list the folders.
+def test_login(account: EmailAccount) -> Mailbox:
+    """Log in as polls do, and look around.
 
     Raises:
       AccountError: it does not work; names the field to look at.
@@ -308,11 +345,13 @@ def create(
     uuid = str(uuids.uuid4())
     credential = _credential(place.host, auth, password, refresh_token, oauth_provider, test=test)
     username = username or place.username or address
+    size: Estimate | None = None
     if test:
         login = Login(
             place.host, place.port, place.security, username, credential.auth, credential.secret
         )
-        check_login(login, folders, REFRESH_TOKEN if refresh_token else PASSWORD)
+        found = check_login(login, folders, REFRESH_TOKEN if refresh_token else PASSWORD)
+        size = found.estimate
     moment = database.now()
     try:
         with database.transaction():
@@ -327,6 +366,8 @@ def create(
                 folders=folders,
                 poll_interval=poll_interval or settings().poll_interval,
                 import_since=import_since,
+                estimated_messages=size and size.messages,
+                estimated_bytes=size and size.bytes,
                 next_poll_at=moment,
                 # The caller enqueues the first poll; if that is lost, a tick finds it overdue.
                 queued_until=moment + timedelta(minutes=2),

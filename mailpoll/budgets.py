@@ -93,6 +93,12 @@ def day_bytes(host: str) -> int | None:
     return min((limit for limit in known if limit), default=None)
 
 
+def import_days(host: str, size: int) -> int | None:
+    """Days that an import of ``size`` bytes takes under the day's limit; ``None`` without one."""
+    limit = day_bytes(host)
+    return None if limit is None else -(-size // max(1, int(limit * IMPORT_SHARE)))
+
+
 def spend(account: EmailAccount, size: int, *, importing: bool) -> None:
     """Take ``size`` bytes from the account's day, before they are fetched.
 

@@ -253,6 +253,9 @@ def add(
     if as_json:
         click.echo(json.dumps({"id": account.uuid, "address": account.address}))
     else:
+        if account.estimated_bytes is not None:
+            size = (account.estimated_messages, account.estimated_bytes)
+            click.echo(f"to import: {_estimated(account.host, *size)}")
         click.echo(f"{account.address} added, id {account.uuid}. See: mailpoll stats")
 
 
@@ -386,10 +389,21 @@ def test_login(account: str) -> None:
 
     row = _find(account)
     try:
-        for name in service.test_login(row):
-            click.echo(_shown(name).plain)
+        found = service.test_login(row)
     except service.AccountError as error:
         raise Failure(str(error)) from None
+    for name in found.folders:
+        click.echo(_shown(name).plain)
+    if found.estimate:
+        click.echo(_estimated(row.host, found.estimate.messages, found.estimate.bytes), err=True)
+
+
+def _estimated(host: str, messages: int, size: int) -> str:
+    from . import budgets
+
+    days = budgets.import_days(host, size)
+    limit = f", {days:,} days under the provider's limit of bytes a day" if days else ""
+    return f"{messages:,} messages, about {_size(size)}{limit}"
 
 
 @accounts.command("delete")

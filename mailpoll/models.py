@@ -113,6 +113,9 @@ class EmailAccount(Table):
     #: How late the latest polls began, newest last: milliseconds, at most ``LATENESS_KEPT``.
     recent_lateness_ms = JsonField(null=True)
     imported_at = TimestampField(null=True)
+    #: What the mailbox held when its login was last tested.
+    estimated_messages = BigIntegerField(null=True)
+    estimated_bytes = BigIntegerField(null=True)
     failures = IntegerField(default=0)
     auth_failures = IntegerField(default=0)
     last_error = TextField(null=True)

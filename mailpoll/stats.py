@@ -7,7 +7,7 @@ from typing import Any
 
 from peewee import fn
 
-from . import database, parsing, runtime
+from . import budgets, database, parsing, runtime
 from .blobs import StorageType
 from .models import (
     AccountState,
@@ -132,7 +132,7 @@ def _folders(account: EmailAccount) -> list[dict[str, Any]]:
             "bytes": folder.bytes,
             "server_messages": folder.server_messages,
             "imported": folder.imported,
-            "proof": folder.proof,
+            "proof": _live_proof(folder),
             "complete": folder.complete,
             "proved_at": _proved_at(folder, account),
             "uidvalidity": folder.uidvalidity,
@@ -144,6 +144,18 @@ def _folders(account: EmailAccount) -> list[dict[str, Any]]:
         for folder in rows.order_by(table.id)
         if account.folders is None or folder.name in account.folders
     ]
+
+
+def _live_proof(folder: EmailFolder) -> dict[str, int] | None:
+    """The folder's proof; while it is imported, with what came in since it was made."""
+    proof: dict[str, int] | None = folder.proof
+    if proof is None or folder.imported:
+        return proof
+    since = folder.messages - folder.expunged - proof["stored"]
+    return proof | {
+        "stored": proof["stored"] + since,
+        "to_import": max(0, proof["to_import"] - since),
+    }
 
 
 def _proved_at(folder: EmailFolder, account: EmailAccount) -> datetime | None:
@@ -172,18 +184,24 @@ def _import_progress(account: EmailAccount) -> dict[str, Any]:
     rows = table.select().where(table.account == account, table.gone_at.is_null())
     wanted = [row for row in rows if account.folders is None or row.name in account.folders]
     unlooked = sum(1 for row in wanted if row.proof is None and row.last_error is None)
-    left = sum(row.proof["to_import"] for row in wanted if row.proof)
+    proofs = [proof for row in wanted if (proof := _live_proof(row))]
+    left = sum(proof["to_import"] for proof in proofs)
     done = sum(row.messages for row in wanted)
-    if account.imported_at is not None:
-        return {"done": True, "messages": done, "left": 0, "seconds_left": 0}
-    spent = (database.now() - account.created_at).total_seconds()
-    known = done and not unlooked
-    return {
-        "done": False,
+    size = account.estimated_bytes
+    figures = {
         "messages": done,
-        "left": None if unlooked else left,
-        "seconds_left": int(left * spent / done) if known else None,
+        "estimated_bytes": size,
+        "days": None if size is None else budgets.import_days(account.host, size),
     }
+    if account.imported_at is not None:
+        return {**figures, "done": True, "left": 0, "seconds_left": 0}
+    if unlooked or not wanted:
+        estimated = account.estimated_messages
+        left = None if estimated is None else max(0, estimated - done)
+    spent = (database.now() - account.created_at).total_seconds()
+    known = done and left is not None
+    seconds = int(left * spent / done) if known else None
+    return {**figures, "done": False, "left": left, "seconds_left": seconds}
 
 
 def _delay(account: EmailAccount) -> str | None:

@@ -1,4 +1,4 @@
-"""The first schema: accounts, folders, messages, locations, attachments, verdicts, days, jobs."""
+"""The first schema: accounts, folders, messages, places, attachments, verdicts, days, jobs."""
 
 import peewee
 
@@ -21,6 +21,12 @@ CREATE TABLE email_accounts (
     username VARCHAR(320) NOT NULL,
     auth VARCHAR(8) NOT NULL,
     credential TEXT NOT NULL,
+    oauth_provider VARCHAR(16),
+    refresh_token TEXT,
+    access_token TEXT,
+    access_token_expires_at {time},
+    token_claimed_until {time},
+    token_error TEXT,
     folders {json},
     poll_interval INTEGER NOT NULL,
     import_since {time},
@@ -35,6 +41,11 @@ CREATE TABLE email_accounts (
     last_lateness_ms INTEGER,
     recent_lateness_ms {json},
     imported_at {time},
+    estimated_messages BIGINT,
+    estimated_bytes BIGINT,
+    traffic_day VARCHAR(10),
+    traffic_bytes BIGINT NOT NULL DEFAULT 0,
+    not_before {time},
     failures INTEGER NOT NULL DEFAULT 0,
     auth_failures INTEGER NOT NULL DEFAULT 0,
     last_error TEXT,
@@ -44,6 +55,12 @@ CREATE TABLE email_accounts (
     updated_at {time} NOT NULL
 );
 CREATE INDEX email_accounts_due ON email_accounts (state, next_poll_at);
+
+CREATE TABLE email_hosts (
+    host VARCHAR(255) PRIMARY KEY,
+    not_before {time} NOT NULL,
+    reason TEXT NOT NULL
+);
 
 CREATE TABLE email_folders (
     id {id},
@@ -103,6 +120,7 @@ CREATE TABLE email_raw_messages (
     attachment_count INTEGER NOT NULL DEFAULT 0,
     headers {json},
     text_body TEXT,
+    text_derived BOOLEAN NOT NULL DEFAULT FALSE,
     html_body TEXT,
     UNIQUE (account_id, sha256)
 );
@@ -215,6 +233,7 @@ TABLES = (
     "email_locations",
     "email_raw_messages",
     "email_folders",
+    "email_hosts",
     "email_accounts",
 )
 

@@ -1,12 +1,14 @@
 """IMAP as mailpoll speaks it: reading only, bounded in time and size. Knows no database."""
 
 from .errors import Fault, ImapError
+from .estimate import Estimate, estimate
 from .folders import Folder, selectable
 from .placeholders import is_placeholder
 from .responses import Fetched, Status
 from .session import Login, Part, Session, connect
 
 __all__ = [
+    "Estimate",
     "Fault",
     "Fetched",
     "Folder",
@@ -16,6 +18,7 @@ __all__ = [
     "Session",
     "Status",
     "connect",
+    "estimate",
     "is_placeholder",
     "selectable",
 ]

@@ -6,7 +6,7 @@ pieces into nested lists of ``bytes`` and ``None``; the functions below read wha
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import pairwise
 from typing import Any
@@ -74,7 +74,8 @@ class Status:
     uidvalidity: int | None = None
     uidnext: int | None = None
     messages: int | None = None
-    extra: dict[str, bytes] = field(default_factory=dict)
+    #: All messages together, where it was asked for and the server knows it (RFC 8438).
+    bytes: int | None = None
 
 
 def tokens(pieces: Sequence[bytes | Literal]) -> list[Any]:
@@ -209,6 +210,8 @@ def status(words: list[Any]) -> Status:
                 found.uidnext = number(value) or None
             case b"MESSAGES":
                 found.messages = number(value)
+            case b"SIZE":
+                found.bytes = number(value)
     return found
 
 

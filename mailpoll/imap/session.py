@@ -393,12 +393,17 @@ class Session:
                 statuses[words[0]] = responses.status(words[1])
         return folders, statuses
 
-    def statuses(self, wire_names: Sequence[bytes]) -> dict[bytes, Status]:
-        """The status of each folder, many commands sent before the first answer is read."""
+    def statuses(self, wire_names: Sequence[bytes], *, sizes: bool = False) -> dict[bytes, Status]:
+        """The status of each folder, many commands sent before the first answer is read.
+
+        Parameters:
+          sizes: ask for the bytes of each too, of servers that support ``STATUS=SIZE``.
+        """
+        items = b" (UIDNEXT UIDVALIDITY MESSAGES%b)" % (b" SIZE" if sizes else b"")
         found: dict[bytes, Status] = {}
         for start in range(0, len(wire_names), PIPELINE):
             tags = [
-                self._send(b"STATUS " + quote(name) + b" (UIDNEXT UIDVALIDITY MESSAGES)")
+                self._send(b"STATUS " + quote(name) + items)
                 for name in wire_names[start : start + PIPELINE]
             ]
             for tag in tags:

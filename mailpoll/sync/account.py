@@ -10,9 +10,10 @@ from typing import Any
 
 import structlog
 
-from .. import database
+from .. import budgets, database
 from ..blobs import Storage
-from ..imap import Fault, Fetched, ImapError, Session, Status, selectable
+from ..budgets import BudgetSpent
+from ..imap import Fault, Fetched, ImapError, Session, Status, providers, selectable
 from ..models import EmailAccount, EmailFolder, FetchVerdict
 from ..settings import Settings
 from . import proof
@@ -28,7 +29,7 @@ DENSE = 4_000
 #: one out once (Gmail: mailcore2 #1256, nextcloud/mail #13590).
 LOOK_BACK = 500
 #: Faults after which a new connection may do better.
-BROKEN = frozenset((Fault.CONNECTION_LOST, Fault.PROTOCOL, Fault.TIMED_OUT))
+BROKEN = frozenset((Fault.CONNECTION_LOST, Fault.PROTOCOL, Fault.TIMED_OUT, Fault.SESSION_EXPIRED))
 #: New connections in one poll.
 RECONNECTS = 4
 #: A window that was begun anew so often within a day is left alone for a while.
@@ -125,7 +126,11 @@ class AccountSync:
             if _has_news(folder, status):
                 self._each([folder], partial(self._fetch_new, status=status))
         self._each(self._failing(folders), self._retry_failures)
-        self._import(folders)
+        try:
+            self._import(folders)
+        except BudgetSpent as spent:
+            # The rest of the day is for new mail; the import goes on tomorrow.
+            log.info("import pauses", account=self.account.uuid, why=str(spent))
         moment = database.now()
         self._each([one for one in folders if proof.due(one, moment)], self._reconcile)
 
@@ -169,9 +174,13 @@ class AccountSync:
     # Folders
 
     def _refresh_folders(self) -> list[tuple[EmailFolder, Status | None]]:
-        listed = selectable(*self.session.list_folders())
-        rows = self.ledger.folders(listed)
         chosen = self.account.folders
+        listed = [
+            folder
+            for folder in selectable(*self.session.list_folders())
+            if chosen or not providers.skipped(self.account.host, folder.special_use)
+        ]
+        rows = self.ledger.folders(listed)
         wanted = [folder for folder in listed if chosen is None or folder.name in chosen]
         untold = [folder.wire_name for folder in wanted if folder.status is None]
         statuses = self.session.statuses(untold)
@@ -360,6 +369,8 @@ class AccountSync:
         if left_out or copies:
             self._commit(folder, Batch(left_out=left_out, copies=copies), {}, imported)
         for number, chosen in enumerate(todo, 1):
+            size = sum(entry.size or 0 for entry in chosen)
+            budgets.spend(self.account, size, importing=imported)
             batch = self._download(folder, chosen, imported)
             reached = edge if number == len(todo) else chosen[-1].uid or 0
             self._commit(folder, batch, _moved(folder, side, reached), imported)

@@ -196,8 +196,12 @@ class AccountTest:
     def on_post(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
         """Log in with the stored credential and list the folders"""
         account = account_or_404(account_id)
-        folders = accounts.test_login(account)
-        send(resp, schemas.LoginTest(ok=True, folders=folders))
+        found = accounts.test_login(account)
+        size = None
+        if found.estimate:
+            days = budgets.import_days(account.host, found.estimate.bytes)
+            size = schemas.Estimate(**asdict(found.estimate), days=days)
+        send(resp, schemas.LoginTest(ok=True, folders=found.folders, estimate=size))
 
 
 class AccountPoll:

@@ -189,11 +189,21 @@ class AccountQuery(Request):
     address: Filter | None = Field(None, description="Part of the address")
 
 
+class Estimate(BaseModel):
+    """What an import would bring in, and how long that takes at least."""
+
+    messages: int
+    bytes: int
+    exact: bool = Field(description="False: the bytes are from a sample")
+    days: int | None = Field(description="Under the provider's limit of bytes a day; null: none")
+
+
 class LoginTest(BaseModel):
-    """The result of a login: the folders that can be polled."""
+    """The result of a login: the folders that can be polled, and how much is in them."""
 
     ok: bool
     folders: list[str]
+    estimate: Estimate | None
 
 
 class Job(BaseModel):
@@ -357,12 +367,14 @@ class Unfetched(BaseModel):
 
 
 class ImportProgress(BaseModel):
-    """The first import: ``left`` and ``seconds_left`` are null until every folder was seen."""
+    """The first import: ``left`` is from the login's estimate until every folder was seen."""
 
     done: bool
     messages: int
     left: int | None
-    seconds_left: int | None
+    seconds_left: int | None = Field(description="At the speed so far")
+    estimated_bytes: int | None
+    days: int | None = Field(description="Under the provider's limit of bytes a day; null: none")
 
 
 class Budget(BaseModel):

@@ -39,6 +39,7 @@ def system(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> 
         MAILPOLL_IMAP_HOST_CONNECTIONS="3",
         MAILPOLL_IMAP_HOST_LOGINS="12",
         MAILPOLL_IMAP_DAY_BYTES=str(DAY),
+        MAILPOLL_BATCH_BYTES=str(DAY // 10),
     )
 
 
@@ -222,24 +223,66 @@ def test_a_refused_amount_is_not_taken_and_a_rolled_back_one_neither(system: Sys
     assert budgets.of(account).bytes_today == 900_000
 
 
-def test_a_spent_budget_ends_the_poll_in_words_and_without_a_failure(
-    system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with ScriptedImap() as server:
+def large(number: int) -> bytes:
+    return message(f"number {number}", "x" * 76 + "\r\n") + b"y" * 99_000
+
+
+def test_new_mail_that_the_day_has_no_room_for_comes_the_next_day(system: System) -> None:
+    with ScriptedImap(messages={1: message("small")}) as server:
         account = add(server)
-        # Given a session in which the day's bytes run out
-        monkeypatch.setattr(
-            "mailpoll.actors.poll.AccountSync.run",
-            lambda sync: budgets.spend(sync.account, 2 * DAY, importing=False),
-        )
-        budgets.spend(account, 1, importing=False)
         poll(account.id, None)
-    shown = stats(system, account)
-    assert shown["last_error_kind"] == "budget_spent"
-    assert "was fetched: 1,000,000 bytes" in shown["last_error"]
-    row = account_row(account.uuid)
-    assert row.failures == 0
-    assert row.next_poll_at > budgets.next_day(row.last_error_at)
+        # Given a day of which nearly all is spent
+        budgets.spend(account, DAY - 5_000, importing=False)
+        server.messages[2] = large(2)
+        poll(account.id, None)
+        # Then the poll ends in words and without a failure, until the day is over
+        shown = stats(system, account)
+        assert shown["last_error_kind"] == "budget_spent"
+        assert "was fetched: 1,000,000 bytes" in shown["last_error"]
+        row = account_row(account.uuid)
+        assert row.failures == 0
+        assert row.next_poll_at > budgets.next_day(row.last_error_at)
+        assert shown["messages"] == 1
+        # When it is another day
+        change_accounts(traffic_day="2026-01-01", not_before=None)
+        poll(account.id, None)
+        assert stats(system, account)["messages"] == 2
+
+
+def test_an_import_pauses_for_the_day_while_new_mail_goes_on(system: System) -> None:
+    # Given a mailbox of 2 MB, of which 800 kB may be imported in a day
+    with ScriptedImap(messages={uid: large(uid) for uid in range(1, 21)}) as server:
+        account = add(server)
+        for _ in range(3):
+            poll(account.id, None)
+        first = stats(system, account)
+        assert 6 <= first["messages"] <= 8
+        assert first["last_error"] is None
+        assert first["import"]["done"] is False
+        assert first["import"]["left"] == 20 - first["messages"]
+        # When a message arrives, it is stored at once
+        server.messages[21] = message("new")
+        poll(account.id, None)
+        assert stats(system, account)["messages"] == first["messages"] + 1
+        # And the import goes on the next day
+        for _ in range(3):
+            change_accounts(traffic_day="2026-01-01", not_before=None)
+            poll(account.id, None)
+        assert stats(system, account)["messages"] == 21
+        assert stats(system, account)["import"]["done"] is True
+
+
+@pytest.mark.parametrize("capabilities", [b"IMAP4rev1", b"IMAP4rev1 STATUS=SIZE"])
+def test_an_import_is_estimated_before_it_starts(system: System, capabilities: bytes) -> None:
+    mail = {uid: large(uid) for uid in range(1, 21)}
+    with ScriptedImap(messages=mail, capabilities=capabilities) as server:
+        account = add(server)
+        estimate = system.post(f"{URL}/{account.uuid}/test")["estimate"]
+        total = sum(map(len, mail.values()))
+    assert estimate["messages"] == 20
+    assert abs(estimate["bytes"] - total) < 20
+    assert estimate["exact"] is (b"SIZE" in capabilities)
+    assert estimate["days"] == 3  # 2 MB at 800 kB a day
 
 
 def test_the_command_line_shows_the_budget(system: System) -> None:

@@ -239,7 +239,7 @@ class ScriptedImap:
             name = _name(command, 1)
             if name.upper() != b"INBOX" and name not in self.folders:
                 return b"{tag} NO [NONEXISTENT] no such folder\r\n"
-            return self._status(name) + done
+            return self._status(name, sizes=" SIZE)" in verb) + done
         if verb.startswith("EXAMINE"):
             return self._examine(_name(command, 1), connection)
         if verb.startswith("UID SEARCH"):
@@ -258,13 +258,15 @@ class ScriptedImap:
                 if b"\\Noselect" not in mailbox.flags:
                     yield self._status(name)
 
-    def _status(self, name: bytes) -> bytes:
+    def _status(self, name: bytes, *, sizes: bool = False) -> bytes:
         mailbox = self.mailbox(name)
-        return b"* STATUS %b (MESSAGES %d UIDNEXT %d UIDVALIDITY %d)\r\n" % (
+        size = b" SIZE %d" % sum(map(len, mailbox.messages.values())) if sizes else b""
+        return b"* STATUS %b (MESSAGES %d UIDNEXT %d UIDVALIDITY %d%b)\r\n" % (
             _quoted(name),
             len(mailbox.messages),
             mailbox.uidnext,
             mailbox.uidvalidity,
+            size,
         )
 
     def _examine(self, name: bytes, connection: Connection) -> bytes:
