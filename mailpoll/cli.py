@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import datetime
 from functools import wraps
@@ -16,6 +17,8 @@ import click
 import peewee
 from pydantic import ValidationError
 from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -40,6 +43,14 @@ PROOF = {
 
 #: Rows of the table of messages that were not fetched.
 UNFETCHED = 20
+#: What became of differences, as a check's summary says it.
+OUTCOMES = {
+    "repaired": "repaired",
+    "asked": "under way",
+    "lost": "lost",
+    "left": "left",
+    "found": "found",
+}
 
 
 class Failure(click.ClickException):
@@ -666,6 +677,97 @@ def _size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1_000
     return f"{size:.1f} TB"
+
+
+class CouldNotRun(Failure):
+    """The same with exit code 2, where 1 has a meaning of its own."""
+
+    exit_code = 2
+
+
+def failing_with_2(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Tell a command that could not run from one that found something."""
+
+    @wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except Failure as failure:
+            raise CouldNotRun(failure.message) from None
+
+    return wrapper
+
+
+@cli.command()
+@click.option("--account", metavar="ADDRESS_OR_ID", help="only this mailbox")
+@click.option("--repair", is_flag=True, help="repair what can be repaired")
+@click.option("--offline", is_flag=True, help="ask no mail server")
+@click.option("--bytes", "contents", is_flag=True, help="fetch all mail again and compare it")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
+@failing_with_2
+@needs_database
+def fsck(account: str | None, repair: bool, offline: bool, contents: bool, as_json: bool) -> None:
+    """Check database, blobs and servers against each other.
+
+    Exit code 0: no difference is left; 1: some are; 2: something could not be checked.
+    """
+    from . import fsck as checking
+
+    if offline and contents:
+        raise Failure("--bytes: asks the mail servers, and --offline says not to")
+    only = _find(account) if account else None
+    tally = checking.Tally()
+    found = checking.check(only, tally, repair=repair, offline=offline, contents=contents)
+    if as_json:
+        for difference in found:
+            click.echo(json.dumps(difference.as_dict()))
+        click.echo(json.dumps(tally.as_dict()))
+    else:
+        with _progress(tally):
+            for difference in found:
+                console.print(_shown(difference.as_line()), soft_wrap=True)
+        _show_tally(tally, offline)
+    sys.exit(tally.exit_code)
+
+
+def _progress(tally: Any) -> AbstractContextManager[Any]:
+    """What is being checked, on a terminal."""
+    if not console.is_terminal:
+        return nullcontext()
+    spinner = Spinner("dots")
+
+    def render() -> Spinner:
+        read = f"{tally.blobs:,} blobs, {_size(tally.bytes)}; {tally.differences:,} differences  "
+        spinner.update(text=_shown(read + tally.now))
+        return spinner
+
+    return Live(get_renderable=render, console=console, refresh_per_second=5, transient=True)
+
+
+def _show_tally(tally: Any, offline: bool) -> None:
+    console.print(
+        f"read back {tally.blobs:,} blobs ({_size(tally.bytes)}) of {tally.messages:,} messages "
+        f"and {tally.attachments:,} attachments in {tally.accounts:,} accounts",
+        soft_wrap=True,
+    )
+    if offline:
+        console.print("no server was asked")
+    else:
+        console.print(
+            f"compared {tally.folders:,} folders with their servers; {tally.newer:,} messages "
+            f"came since the last poll, {tally.to_import:,} are still to be imported, "
+            f"{tally.withheld:,} are counted but not listed",
+            soft_wrap=True,
+        )
+    for reason in tally.unchecked:
+        console.print(Text("not checked: ").append(_shown(reason)), style="yellow", soft_wrap=True)
+    parts = ", ".join(
+        f"{tally.outcomes[name]:,} {words}"
+        for name, words in OUTCOMES.items()
+        if tally.outcomes[name]
+    )
+    style = "red" if tally.remaining else "green"
+    console.print(f"{tally.differences:,} differences{': ' * bool(parts)}{parts}", style=style)
 
 
 @cli.group()

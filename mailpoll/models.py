@@ -58,6 +58,12 @@ FENCE = database.Statement("""
 """)
 
 
+KEEP = database.Statement("""
+    UPDATE email_accounts SET lease_until = ?
+    WHERE id = ? AND lease_token = ? AND state <> 'deleting'
+""")
+
+
 class LeaseLost(Exception):
     """Another poller, a pause or a deletion took the account: nothing of this batch was written."""
 
@@ -212,6 +218,37 @@ class EmailAccount(Table):
                 .execute()
             )
             return cls.get_by_id(account_id) if taken else None
+
+    @classmethod
+    def hold(cls, account_id: int, seconds: int) -> Self | None:
+        """Take a free lease for repairs: no poll, and none that had it before can commit.
+
+        Unlike ``lease`` it takes paused accounts too, and says nothing about polls.
+        """
+        moment = database.now()
+        with database.transaction(durable=False):
+            taken = (
+                cls.update(
+                    lease_token=cls.lease_token + 1, lease_until=moment + timedelta(seconds=seconds)
+                )
+                .where(
+                    cls.id == account_id,
+                    cls.state != AccountState.DELETING,
+                    cls.lease_until.is_null() | (cls.lease_until <= moment),
+                )
+                .execute()
+            )
+            return cls.get_by_id(account_id) if taken else None
+
+    def keep(self, seconds: int) -> None:
+        """Renew a lease taken with ``hold``, inside the transaction that relies on it.
+
+        Raises:
+          LeaseLost: as ``fence`` does.
+        """
+        until = database.now() + timedelta(seconds=seconds)
+        if not KEEP.run(database.timestamp(until), self.id, self.lease_token).rowcount:
+            raise LeaseLost(f"account {self.uuid}")
 
     def fence(self, seconds: int) -> None:
         """Renew the lease inside the transaction that relies on it.

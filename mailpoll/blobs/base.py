@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -73,6 +74,14 @@ class NewBlob:
             raise BlobCorrupt(f"{self.key}: {size} bytes with SHA-256 {digest.hexdigest()}")
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A blob as a store lists it. ``modified_at`` is aware, by the store's clock."""
+
+    key: str
+    modified_at: datetime
+
+
 class BlobStore(Protocol):
     """Verbs that every store has. All raise StoreUnavailable; keys that are none, ValueError."""
 
@@ -96,8 +105,11 @@ class BlobStore(Protocol):
         It may be called again at any time, also after it failed half way.
         """
 
-    def list_account(self, account_uuid: str) -> Iterator[str]:
-        """The keys of an account, in no certain order."""
+    def list_account(self, account_uuid: str) -> Iterator[Listed]:
+        """The blobs of an account, one by one, in no certain order."""
+
+    def accounts(self) -> Iterator[str]:
+        """The UUIDs of the accounts that have anything here."""
 
     def check(self) -> None:
         """Return if the store would take blobs now; cheap enough for a readiness probe."""
@@ -118,7 +130,12 @@ def split_key(key: str) -> tuple[str, str, str]:
     return match[1], match[2], match[3]
 
 
+def is_account_uuid(name: str) -> bool:
+    """Whether it is a UUID in its usual lower-case form."""
+    return _ACCOUNT_UUID.fullmatch(name) is not None
+
+
 def check_account_uuid(account_uuid: str) -> None:
     """Raises ValueError unless it is a UUID in its usual lower-case form."""
-    if _ACCOUNT_UUID.fullmatch(account_uuid) is None:
+    if not is_account_uuid(account_uuid):
         raise ValueError(f"not an account UUID: {account_uuid!r}")

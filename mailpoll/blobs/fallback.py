@@ -44,6 +44,14 @@ class Storage:
         self._circuit = circuit or Circuit()
 
     @property
+    def stores(self) -> dict[StorageType, BlobStore]:
+        """Each store that is configured, by what rows call it, without fall-back or circuit."""
+        found = {self.primary_type: self._primary}
+        if self.has_fallback and self._fallback is not None:
+            found[StorageType.LOCAL] = self._fallback
+        return found
+
+    @property
     def circuit_open(self) -> bool:
         """Whether the object store failed lately and is not asked for the time being."""
         return self.has_object_store and self._circuit.is_open

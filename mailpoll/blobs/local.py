@@ -9,15 +9,18 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from .base import (
     BlobMissing,
     BlobStore,
+    Listed,
     NewBlob,
     StoreUnavailable,
     check_account_uuid,
+    is_account_uuid,
     split_key,
 )
 
@@ -102,15 +105,19 @@ class LocalFiles(BlobStore):
             self._flush_directory(self._root)
         return deleted
 
-    def list_account(self, account_uuid: str) -> Iterator[str]:
+    def list_account(self, account_uuid: str) -> Iterator[Listed]:
         check_account_uuid(account_uuid)
         with _unavailable_on_error():
             for directory in _names(self._root / account_uuid):
                 for name in _names(self._root / account_uuid / directory):
                     key = f"{account_uuid}/{directory}/{name}"
-                    with suppress(ValueError):
-                        split_key(key)
-                        yield key
+                    with suppress(ValueError, FileNotFoundError):
+                        modified = self.path(key).lstat().st_mtime
+                        yield Listed(key, datetime.fromtimestamp(modified, UTC))
+
+    def accounts(self) -> Iterator[str]:
+        with _unavailable_on_error():
+            yield from filter(is_account_uuid, _names(self._root))
 
     def check(self) -> None:
         with _unavailable_on_error():
@@ -130,7 +137,10 @@ class LocalFiles(BlobStore):
         for blob in blobs:
             target = self._make_directories(blob.key, directories, stack)
             # A blob that is there already may be so new that its directory is still to be flushed.
-            if not _has(target, blob):
+            if _has(target, blob):
+                # Nor may it count as left over from long ago while its row is being written.
+                _touch_if_there(blob.sha256, target)
+            else:
                 name, file = self._write(blob, temporary, stack)
                 written.append((blob, name, file, target))
         _flush([file for _, _, file, _ in written], root)
@@ -214,6 +224,11 @@ def _has(directory: int, blob: NewBlob) -> bool:
 def _unlink_if_there(name: str, directory: int) -> None:
     with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=directory)
+
+
+def _touch_if_there(name: str, directory: int) -> None:
+    with suppress(FileNotFoundError):
+        os.utime(name, dir_fd=directory, follow_symlinks=False)
 
 
 def _names(directory: Path) -> list[str]:

@@ -25,9 +25,11 @@ from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
 from .base import (
     BlobMissing,
     BlobStore,
+    Listed,
     NewBlob,
     StoreUnavailable,
     check_account_uuid,
+    is_account_uuid,
     split_key,
 )
 
@@ -126,7 +128,7 @@ class S3(BlobStore):
         deleted = 0
         # Only an empty listing says that nothing is left.
         for _ in range(DELETE_ROUNDS):
-            names = self._names(account_uuid)
+            names = [found.key for found in self.list_account(account_uuid)]
             if not names:
                 return deleted
             with _translated():
@@ -135,22 +137,27 @@ class S3(BlobStore):
             deleted += len(names)
         raise StoreUnavailable(f"object store: blobs of {account_uuid} appear while being deleted")
 
-    def list_account(self, account_uuid: str) -> Iterator[str]:
-        yield from self._names(account_uuid)
+    def list_account(self, account_uuid: str) -> Iterator[Listed]:
+        check_account_uuid(account_uuid)
+        self._ensure_bucket()
+        with _translated():
+            for found in self._client.list_objects(
+                self._bucket, prefix=f"{account_uuid}/", recursive=True
+            ):
+                yield Listed(found.object_name, found.last_modified)
+
+    def accounts(self) -> Iterator[str]:
+        self._ensure_bucket()
+        with _translated():
+            for found in self._client.list_objects(self._bucket):
+                name = found.object_name.rstrip("/")
+                if is_account_uuid(name):
+                    yield name
 
     def check(self) -> None:
         with _translated():
             if not self._client.bucket_exists(self._bucket):
                 raise StoreUnavailable("object store: the bucket does not exist")
-
-    def _names(self, account_uuid: str) -> list[str]:
-        check_account_uuid(account_uuid)
-        self._ensure_bucket()
-        with _translated():
-            listing = self._client.list_objects(
-                self._bucket, prefix=f"{account_uuid}/", recursive=True
-            )
-            return [found.object_name for found in listing]
 
     def _ensure_bucket(self) -> None:
         if self._bucket_known:

@@ -37,4 +37,4 @@ def blobs(uuid: str) -> list[str]:
     """The keys of an account's blobs in every store."""
     storage = runtime.storage()
     stores = [store for store in (storage._primary, storage._fallback) if store is not None]
-    return [key for store in stores for key in store.list_account(uuid)]
+    return [found.key for store in stores for found in store.list_account(uuid)]

@@ -52,6 +52,10 @@ def content_of(store: BlobStore, blob: NewBlob) -> bytes:
         return stream.read()
 
 
+def keys(store: BlobStore, account: str) -> list[str]:
+    return [found.key for found in store.list_account(account)]
+
+
 def s3_store(endpoint: str) -> S3:
     return S3(endpoint, "access", "secret", "bucket", secure=False, region="us-east-1")
 
@@ -91,7 +95,7 @@ def test_a_blob_comes_back_as_it_was(
 def test_a_large_batch_is_stored_whole(store: BlobStore, account: str) -> None:
     blobs = [new_blob(account) for _ in range(300)]
     store.put(blobs)
-    assert sorted(store.list_account(account)) == sorted(blob.key for blob in blobs)
+    assert sorted(keys(store, account)) == sorted(blob.key for blob in blobs)
 
 
 def test_putting_again_changes_nothing(store: BlobStore, account: str) -> None:
@@ -99,7 +103,7 @@ def test_putting_again_changes_nothing(store: BlobStore, account: str) -> None:
     store.put([blob, blob])
     store.put([blob])
     assert content_of(store, blob) == blob.source
-    assert list(store.list_account(account)) == [blob.key]
+    assert keys(store, account) == [blob.key]
 
 
 def test_threads_may_put_the_same_blob_at_once(store: BlobStore, account: str) -> None:
@@ -138,7 +142,7 @@ def test_a_source_that_is_not_what_its_key_says_is_refused(
     for blob in (cut, flipped, misnamed):
         with pytest.raises(BlobCorrupt):
             store.put([blob])
-    assert list(store.list_account(account)) == []
+    assert keys(store, account) == []
 
 
 def test_a_stream_can_be_read_in_part_and_closed(store: BlobStore, account: str) -> None:
@@ -159,7 +163,7 @@ def test_deleting_takes_what_there_is(store: BlobStore, account: str) -> None:
     for _ in range(2):
         store.delete(iter([deleted.key, never_there.key]))
 
-    assert list(store.list_account(account)) == [kept.key]
+    assert keys(store, account) == [kept.key]
 
 
 def test_deleting_an_account_leaves_the_others(store: BlobStore, account: str) -> None:
@@ -169,7 +173,7 @@ def test_deleting_an_account_leaves_the_others(store: BlobStore, account: str) -
     assert store.delete_account(account) == 30
     assert store.delete_account(account) == 0
 
-    assert list(store.list_account(account)) == []
+    assert keys(store, account) == []
     assert store.exists(other.key)
 
 
@@ -291,7 +295,7 @@ def test_too_many_open_files_is_unavailability(local: LocalFiles, account: str) 
             local.put([new_blob(account) for _ in range(50)])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert list(local.list_account(account)) == []
+    assert keys(local, account) == []
     local.put([new_blob(account)])
 
 
@@ -323,9 +327,9 @@ while True:
 
     # Then every blob that can be seen is whole
     store = LocalFiles(root)
-    keys = list(store.list_account(account))
-    assert keys
-    for key in keys:
+    survivors = keys(store, account)
+    assert survivors
+    for key in survivors:
         with store.open(key) as stream:
             assert hashlib.file_digest(stream, "sha256").hexdigest() == key.rpartition("/")[2]  # type: ignore[arg-type]
     # And deleting the account takes temporary files of the dead with it
@@ -373,7 +377,7 @@ def test_deleting_an_account_wins_over_a_put_under_way(local: LocalFiles, accoun
 
     # Then at the end nothing is left
     local.delete_account(account)
-    assert list(local.list_account(account)) == []
+    assert keys(local, account) == []
 
 
 # --- S3
@@ -561,7 +565,7 @@ def test_an_outage_of_the_object_store_goes_by(
     for blob in (before, during):
         with storage.open(blob.key, StorageType.OSS) as stream:
             assert stream.read() == blob.source
-    assert list(local.list_account(account)) == []
+    assert keys(local, account) == []
     assert storage.put([again]) is StorageType.OSS
     storage.check()
 
@@ -595,7 +599,7 @@ def test_a_black_hole_costs_one_time_out(
         # And whoever comes later does not ask at all
         assert put() is StorageType.LOCAL
         assert hole.connections == 1
-    assert len(list(local.list_account(account))) == 31 * 5
+    assert len(keys(local, account)) == 31 * 5
 
 
 def test_a_store_that_goes_silent_later_costs_one_time_out_per_thread_of_the_pool(

@@ -1,0 +1,144 @@
+"""Check the three truths against each other: database, stores, and the servers' live lists.
+
+``rows`` looks at the database itself, ``stored`` at blobs, ``server`` at what servers list now;
+``findings`` has the words. Everything is read page by page, so memory stays flat. Repairs are
+conditional, can be done twice, and hold the account's lease, so that pollers and workers may run.
+"""
+
+import time
+from collections.abc import Iterator
+
+from .. import database, runtime
+from ..blobs import StoreUnavailable
+from ..crypto import DecryptionError
+from ..imap import ImapError
+from ..models import AccountState, EmailAccount, LeaseLost
+from . import rows, server, stored
+from .findings import MEANING, Difference, Kind, Outcome, Repair, Tally
+
+__all__ = ["MEANING", "Difference", "Kind", "Outcome", "Tally", "check"]
+
+#: Seconds that a repair waits for a poll to give the account's lease back.
+PATIENCE = 60.0
+
+
+def check(
+    account: EmailAccount | None,
+    tally: Tally,
+    *,
+    repair: bool = False,
+    offline: bool = False,
+    contents: bool = False,
+) -> Iterator[Difference]:
+    """Every difference, one by one, repaired if that is asked for and can be done.
+
+    Parameters:
+      account: only this one; ``None`` checks all, and what belongs to none.
+      tally: counts what was looked at and found while the differences are taken.
+      offline: ask no mail server.
+      contents: fetch all mail again and compare its bytes with what is stored.
+    """
+    for difference in _differences(account, tally, offline=offline, contents=contents):
+        if repair and difference.mend:
+            done = _repair(difference)
+            difference.outcome, difference.reason = done.outcome, done.reason
+        tally.add(difference)
+        yield difference
+
+
+def _differences(
+    only: EmailAccount | None, tally: Tally, *, offline: bool, contents: bool
+) -> Iterator[Difference]:
+    store_answers = True
+    for account in _accounts(only):
+        tally.accounts += 1
+        tally.now = f"{account.address}: rows"
+        yield from rows.check(account)
+        mailbox = None if offline else server.Mailbox(account)
+        try:
+            if store_answers:
+                yield from stored.check(account, mailbox, tally)
+        except StoreUnavailable as error:
+            store_answers = False
+            tally.unchecked.append(f"blobs, from {account.address} on: {error}")
+        if mailbox:
+            yield from _compare(mailbox, tally, contents=contents)
+    if only is None:
+        yield from rows.check_jobs()
+        try:
+            if store_answers:
+                yield from stored.check_leftovers()
+        except StoreUnavailable as error:
+            tally.unchecked.append(f"blobs of accounts that are not there: {error}")
+
+
+def _accounts(only: EmailAccount | None) -> Iterator[EmailAccount]:
+    if only is not None:
+        yield only
+        return
+    last = 0
+    while True:
+        with database.connected():
+            found = (
+                EmailAccount.visible()
+                .where(EmailAccount.id > last)
+                .order_by(EmailAccount.id)
+                .first()
+            )
+        if found is None:
+            return
+        yield found
+        last = found.id
+
+
+def _compare(mailbox: server.Mailbox, tally: Tally, *, contents: bool) -> Iterator[Difference]:
+    address = mailbox.account.address
+    tally.now = f"{address}: folders"
+    try:
+        if mailbox.allowed:
+            yield from server.compare(mailbox, tally, contents=contents)
+        else:
+            tally.unchecked.append(f"{address}: its login is refused, and not tried again")
+    except (ImapError, DecryptionError) as error:
+        tally.unchecked.append(f"{address}: {error}")
+    finally:
+        mailbox.close()
+
+
+def _repair(difference: Difference) -> Repair:
+    assert difference.mend is not None
+    if difference.account is None:
+        return difference.mend(None)
+    held = _hold(difference.account)
+    if held is None:
+        return Repair(Outcome.LEFT, "a poll is running; try again")
+    try:
+        done = difference.mend(held)
+        with database.transaction(durable=False):
+            held.keep(rows.HOLD)
+    except StoreUnavailable as error:
+        return Repair(Outcome.LEFT, str(error))
+    except LeaseLost:
+        _undo_if_deleted(held)
+        return Repair(Outcome.LEFT, "the account was paused or deleted meanwhile")
+    finally:
+        held.release(queued_until=None)
+    return done
+
+
+def _hold(account: EmailAccount) -> EmailAccount | None:
+    """The account under a lease; waits for a poll that is running."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        held = EmailAccount.hold(account.id, rows.HOLD)
+        if held is not None or time.monotonic() >= end:
+            return held
+        time.sleep(0.2)
+
+
+def _undo_if_deleted(account: EmailAccount) -> None:
+    """Remove blobs that were put after a deletion had already emptied the stores."""
+    with database.connected():
+        row = EmailAccount.get_or_none(EmailAccount.id == account.id)
+    if row is None or row.state == AccountState.DELETING:
+        runtime.storage().delete_account(account.uuid)

@@ -1,0 +1,526 @@
+"""Stores against rows: each blob is read back and hashed, and each must have a row."""
+
+import hashlib
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from .. import database, parsing, runtime
+from ..blobs import (
+    BlobCorrupt,
+    BlobMissing,
+    BlobStore,
+    Listed,
+    NewBlob,
+    StorageType,
+    StoreUnavailable,
+    blob_key,
+)
+from ..imap import ImapError
+from ..models import (
+    EmailAccount,
+    EmailAttachment,
+    EmailFolder,
+    EmailJob,
+    EmailLocation,
+    EmailRawMessage,
+    JobState,
+    MessageStatus,
+)
+from ..settings import settings
+from .findings import Difference, Kind, Outcome, Repair, Tally
+from .rows import PAGE, process_again
+from .server import Mailbox, discard
+
+#: A blob without a row, or a spooled file, is left alone for so long: a poll may have just put it.
+ORPHAN_AGE = timedelta(hours=24)
+#: Blobs read at the same time, and bytes read at once.
+READERS = 8
+CHUNK = 1 << 18
+#: Raw messages up to this many bytes are parsed in memory.
+IN_MEMORY = 1_000_000
+#: Seconds to wait before a store that failed is asked again.
+PAUSES = (0.5, 2.0)
+
+TABLES = (EmailRawMessage, EmailAttachment)
+
+
+class State(StrEnum):
+    """What a store has under a key."""
+
+    WHOLE = "whole"
+    MISSING = "missing"
+    CORRUPT = "corrupt"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row that points at a blob."""
+
+    table: type[EmailRawMessage] | type[EmailAttachment]
+    id: int
+    message_id: int
+    sha256: str
+    size: int
+    storage_type: StorageType
+    storage_key: str
+
+
+class Seen:
+    """(key, store) of the blobs that rows name; on disk when there are many."""
+
+    def __init__(self) -> None:
+        self._file = sqlite3.connect("")  # a private temporary file, which SQLite removes
+        self._file.execute(
+            "CREATE TABLE seen (key TEXT, store TEXT, PRIMARY KEY (key, store)) WITHOUT ROWID"
+        )
+
+    def add(self, key: str, store: StorageType) -> bool:
+        """Note a blob; false when it was noted before."""
+        added = self._file.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, str(store)))
+        return added.rowcount == 1
+
+    def __contains__(self, item: tuple[str, StorageType]) -> bool:
+        query = "SELECT 1 FROM seen WHERE key = ? AND store = ?"
+        return self._file.execute(query, (item[0], str(item[1]))).fetchone() is not None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def check(account: EmailAccount, mailbox: Mailbox | None, tally: Tally) -> Iterator[Difference]:
+    """Read back every blob of an account, and look for blobs that no row names.
+
+    Parameters:
+      mailbox: where lost bytes are fetched again; ``None`` when no server is to be asked.
+
+    Raises:
+      StoreUnavailable: a store cannot be read.
+    """
+    with closing(Seen()) as seen, ThreadPoolExecutor(READERS) as readers:
+        for page in _pages(account):
+            fresh = []
+            for row in page:
+                key = blob_key(account.uuid, row.sha256)
+                if row.storage_key != key:
+                    yield _wrong_key(account, row, key)
+                if seen.add(key, row.storage_type):
+                    fresh.append(replace(row, storage_key=key))
+            for row, state in zip(fresh, readers.map(_state_of, fresh), strict=True):
+                tally.blobs += 1
+                tally.bytes += row.size
+                tally.now = f"{account.address}: blob {tally.blobs:,}"
+                if state is not State.WHOLE:
+                    yield from _broken(account, row, mailbox, seen)
+            tally.messages += sum(1 for row in page if row.table is EmailRawMessage)
+            tally.attachments += sum(1 for row in page if row.table is EmailAttachment)
+        yield from _listed(account, seen, tally)
+
+
+def check_leftovers() -> Iterator[Difference]:
+    """Blobs of accounts that are not there, and this machine's forgotten spool files.
+
+    Raises:
+      StoreUnavailable: a store cannot be listed.
+    """
+    for store_type, store in runtime.storage().stores.items():
+        for uuid in store.accounts():
+            yield from _unknown_account(uuid, store_type, store)
+    before = time.time() - ORPHAN_AGE.total_seconds()
+    spool = settings().spool_dir
+    for path in sorted(spool.iterdir()) if spool.is_dir() else ():
+        if path.lstat().st_mtime < before:
+            yield Difference(Kind.LEFTOVER, key=str(path), mend=partial(_remove, path))
+
+
+def _remove(path: Path, _: EmailAccount | None) -> Repair:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    return Repair(Outcome.REPAIRED, "removed")
+
+
+# Rows
+
+
+def _pages(account: EmailAccount) -> Iterator[list[Row]]:
+    """The rows that point at blobs: some messages, then their attachments."""
+    table, last = EmailRawMessage, ""
+    while True:
+        with database.connected():
+            messages = list(
+                table.select(*_columns(table))
+                .where(table.account == account, table.sha256 > last)
+                .order_by(table.sha256)
+                .limit(PAGE)
+            )
+            ids = [message.id for message in messages]
+            attachments = list(
+                EmailAttachment.select(*_columns(EmailAttachment), EmailAttachment.message)
+                .where(EmailAttachment.message.in_(ids))
+                .order_by(EmailAttachment.message, EmailAttachment.position)
+            )
+        yield [_row(found) for found in (*messages, *attachments)]
+        if len(messages) < PAGE:
+            return
+        last = messages[-1].sha256
+
+
+def _columns(table: type[EmailRawMessage] | type[EmailAttachment]) -> tuple[object, ...]:
+    return table.id, table.sha256, table.size, table.storage_type, table.storage_key
+
+
+def _row(found: EmailRawMessage | EmailAttachment) -> Row:
+    message_id = found.id if isinstance(found, EmailRawMessage) else found.message_id
+    return Row(
+        type(found),
+        found.id,
+        message_id,
+        found.sha256,
+        found.size,
+        StorageType(found.storage_type),
+        found.storage_key,
+    )
+
+
+def _wrong_key(account: EmailAccount, row: Row, key: str) -> Difference:
+    def correct(_: EmailAccount | None) -> Repair:
+        with database.transaction():
+            row.table.update(storage_key=key).where(row.table.id == row.id).execute()
+        return Repair(Outcome.REPAIRED)
+
+    detail = f"content {row.sha256}"
+    return Difference(Kind.KEY_WRONG, account, key=row.storage_key, detail=detail, mend=correct)
+
+
+# Bytes
+
+
+def _state_of(row: Row) -> State:
+    return _state(row.storage_type, row.storage_key, row.sha256, row.size)
+
+
+def _state(store_type: StorageType, key: str, sha256: str, size: int) -> State:
+    """Read a blob to its end. Raises StoreUnavailable after some attempts."""
+    store = runtime.storage().stores.get(store_type)
+    if store is None:
+        raise StoreUnavailable(f"{key}: no store of type {store_type} is configured here")
+    for pause in PAUSES:
+        try:
+            return _read(store, key, sha256, size)
+        except StoreUnavailable:
+            time.sleep(pause)
+    return _read(store, key, sha256, size)
+
+
+def _read(store: BlobStore, key: str, sha256: str, size: int) -> State:
+    digest, length = hashlib.sha256(), 0
+    try:
+        stream = store.open(key)
+    except BlobMissing:
+        return State.MISSING
+    with stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+            length += len(chunk)
+    whole = digest.hexdigest() == sha256 and length == size
+    return State.WHOLE if whole else State.CORRUPT
+
+
+def _broken(
+    account: EmailAccount, row: Row, mailbox: Mailbox | None, seen: Seen
+) -> Iterator[Difference]:
+    """Look once more, since rows and blobs move together but not at once, and then name it."""
+    with database.connected():
+        found = row.table.get_or_none(row.table.id == row.id)
+    if found is None:
+        return
+    row = replace(_row(found), storage_key=row.storage_key)
+    state = _state_of(row)
+    if state is State.WHOLE:
+        return
+    others = [
+        other
+        for other in runtime.storage().stores
+        if other != row.storage_type
+        and _state(other, row.storage_key, row.sha256, row.size) is State.WHOLE
+    ]
+    for other in others:
+        seen.add(row.storage_key, other)  # one difference, not two
+    kind = Kind.BLOB_MISSING if state is State.MISSING else Kind.BLOB_CORRUPT
+    detail = f"{_what(found)}, {row.storage_type}"
+    if others and state is State.MISSING:
+        kind, detail = Kind.BLOB_MISPLACED, f"{row.storage_type}, found in {others[0]}"
+    place = next(iter(_places(row)), None)
+    difference = Difference(
+        kind,
+        account,
+        place.folder.name if place else None,
+        place.uid if place else None,
+        row.storage_key,
+        detail,
+    )
+    if others:
+        difference.mend = partial(_choose_store, row.storage_key, row.sha256, row.size)
+    elif isinstance(found, EmailRawMessage):
+        difference.mend = partial(_fetch_again, row, mailbox)
+    else:
+        difference.mend = partial(_extract_again, row)
+    yield difference
+
+
+def _what(found: EmailRawMessage | EmailAttachment) -> str:
+    if isinstance(found, EmailRawMessage):
+        return "raw message"
+    return f"attachment {found.safe_name!r}"
+
+
+def _places(row: Row) -> list[EmailLocation]:
+    """Where the message lies at the server, as far as its UIDs are still valid."""
+    place, folder = EmailLocation, EmailFolder
+    with database.connected():
+        return list(
+            place.select(place, folder)
+            .join(folder)
+            .where(
+                place.message == row.message_id,
+                place.uidvalidity == folder.uidvalidity,
+                place.generation == folder.generation,
+                place.expunged_at.is_null(),
+            )
+            .order_by(place.id)
+        )
+
+
+def _choose_store(key: str, sha256: str, size: int, account: EmailAccount | None) -> Repair:
+    """Let all rows name one store that has the blob whole, and remove other copies."""
+    assert account is not None
+    stores = runtime.storage().stores  # the primary one first
+    whole = [one for one in stores if _state(one, key, sha256, size) is State.WHOLE]
+    if not whole:
+        return Repair(Outcome.LEFT, "no store has it whole any more")
+    with database.transaction():
+        for table in TABLES:
+            table.update(storage_type=whole[0]).where(
+                table.account == account.id,
+                table.sha256 == sha256,
+                table.storage_type != whole[0],
+            ).execute()
+    for other, store in stores.items():
+        if other != whole[0]:
+            store.delete([key])
+    return Repair(Outcome.REPAIRED, f"it is in {whole[0]} only now")
+
+
+def _fetch_again(row: Row, mailbox: Mailbox | None, _: EmailAccount | None) -> Repair:
+    """Get a raw message from any of its places; only the very same bytes will do."""
+    if mailbox is None:
+        return Repair(Outcome.LEFT, "the server was not asked")
+    if not mailbox.allowed:
+        return Repair(Outcome.LEFT, "the server refuses the account's login")
+    changed = False
+    try:
+        for place in _places(row):
+            body = mailbox.fetch(place.folder, place.uid, place.server_size)
+            if body is None:
+                continue
+            try:
+                if body.sha256 == row.sha256:
+                    _put(row, body.source)
+                    return Repair(Outcome.REPAIRED, "fetched again from the server")
+            finally:
+                discard(body)
+            changed = True
+    except ImapError as error:
+        mailbox.close()
+        return Repair(Outcome.LEFT, str(error))
+    what = "sends other bytes now" if changed else "has the message no more"
+    return Repair(Outcome.LOST, f"the server {what}")
+
+
+def _extract_again(row: Row, account: EmailAccount | None) -> Repair:
+    """Get an attachment from its message again; only the very same bytes will do."""
+    with database.connected():
+        message = EmailRawMessage.get_or_none(EmailRawMessage.id == row.message_id)
+    if message is None:
+        return Repair(Outcome.LEFT, "the message was deleted meanwhile")
+    try:
+        with _raw(_row(message)) as raw:
+            for part in parsing.parse(raw).attachments:
+                if part.sha256 == row.sha256:
+                    with tempfile.TemporaryDirectory(dir=_spool()) as directory:
+                        path = Path(directory) / "part"
+                        with path.open("wb") as file:
+                            file.writelines(part.chunks())
+                        _put(row, path)
+                    return Repair(Outcome.REPAIRED, "taken from its message again")
+    except (BlobMissing, BlobCorrupt):
+        return Repair(Outcome.LOST, "the raw message it came with is not whole either")
+    except parsing.Unparsable as error:
+        return Repair(Outcome.LOST, str(error))
+    # Another version took it out: then its row is written anew too.
+    runtime.storage().stores[row.storage_type].delete([row.storage_key])
+    return process_again(row.message_id, account)
+
+
+@contextmanager
+def _raw(row: Row) -> Iterator[bytes | Path]:
+    """A raw message, in memory or in a file. Raises BlobMissing and BlobCorrupt."""
+    if _state_of(row) is not State.WHOLE:
+        raise BlobCorrupt(row.storage_key)
+    with runtime.storage().stores[row.storage_type].open(row.storage_key) as stream:
+        if row.size <= IN_MEMORY:
+            yield stream.read()
+            return
+        with tempfile.NamedTemporaryFile(dir=_spool()) as file:
+            shutil.copyfileobj(stream, file, CHUNK)
+            file.flush()
+            yield Path(file.name)
+
+
+def _spool() -> Path:
+    directory = settings().spool_dir
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return directory
+
+
+def _put(row: Row, source: bytes | Path) -> None:
+    """Put bytes that are known to be right in the place of what is there."""
+    store = runtime.storage().stores[row.storage_type]
+    # A put leaves alone what is there with the right size.
+    store.delete([row.storage_key])
+    store.put([NewBlob(row.storage_key, row.size, row.sha256, source)])
+
+
+# Listings
+
+
+def _listed(account: EmailAccount, seen: Seen, tally: Tally) -> Iterator[Difference]:
+    """Blobs that a store has and that no row names there."""
+    for store_type, store in runtime.storage().stores.items():
+        for page in _chunked(store.list_account(account.uuid)):
+            tally.now = f"{account.address}: listing {store_type}"
+            unnamed = [found for found in page if (found.key, store_type) not in seen]
+            if not unnamed:
+                continue
+            named = _named(account, [found.key.rpartition("/")[2] for found in unnamed])
+            for found in unnamed:
+                rows = named.get(found.key.rpartition("/")[2], {})
+                if store_type in rows or not _exists(store, found.key):
+                    continue  # committed, or moved, while this was looked at
+                if rows:
+                    yield _doubled(account, found, store_type, rows)
+                else:
+                    yield _orphan(account, found, store_type, store)
+
+
+def _chunked(listing: Iterable[Listed]) -> Iterator[list[Listed]]:
+    listing = iter(listing)
+    while page := list(islice(listing, PAGE)):
+        yield page
+
+
+def _exists(store: BlobStore, key: str) -> bool:
+    try:
+        return store.exists(key)
+    except ValueError:
+        return True  # not a name that mailpoll gives
+
+
+def _named(account: EmailAccount, digests: Sequence[str]) -> dict[str, dict[StorageType, int]]:
+    """SHA-256 to stores and size, of those contents that a row names by now."""
+    found: dict[str, dict[StorageType, int]] = {}
+    with database.connected():
+        for table in TABLES:
+            query = table.select(table.sha256, table.storage_type, table.size).where(
+                table.account == account.id, table.sha256.in_(digests)
+            )
+            for sha256, store_type, size in query.tuples():
+                found.setdefault(sha256, {})[StorageType(store_type)] = size
+    return found
+
+
+def _doubled(
+    account: EmailAccount, found: Listed, store_type: StorageType, rows: dict[StorageType, int]
+) -> Difference:
+    sha256 = found.key.rpartition("/")[2]
+    (named, size), *_ = rows.items()
+    return Difference(
+        Kind.BLOB_DOUBLED,
+        account,
+        key=found.key,
+        detail=f"in {store_type}, rows say {named}",
+        mend=partial(_choose_store, found.key, sha256, size),
+    )
+
+
+def _orphan(
+    account: EmailAccount, found: Listed, store_type: StorageType, store: BlobStore
+) -> Difference:
+    difference = Difference(Kind.ORPHAN, account, key=found.key, detail=str(store_type))
+    age = datetime.now(UTC) - found.modified_at
+    if age < ORPHAN_AGE:
+        difference.outcome = Outcome.RECENT
+        difference.reason = "a poll may have just put it"
+    else:
+        difference.mend = partial(_delete_orphan, found.key, store)
+    return difference
+
+
+def _delete_orphan(key: str, store: BlobStore, account: EmailAccount | None) -> Repair:
+    """Delete a blob that nothing can come to name: no poll commits while the lease is held."""
+    assert account is not None
+    table, sha256 = EmailRawMessage, key.rpartition("/")[2]
+    with database.connected():
+        if (
+            table.select()
+            .where(table.account == account.id, table.status == MessageStatus.STORED)
+            .exists()
+        ):
+            return Repair(Outcome.LEFT, "messages wait to be processed, and it may become theirs")
+    if sha256 in _named(account, [sha256]):
+        return Repair(Outcome.REPAIRED, "a row names it by now")
+    try:
+        store.delete([key])
+    except ValueError:
+        return Repair(Outcome.LEFT, "it is not of a name that mailpoll gives")
+    return Repair(Outcome.REPAIRED, "deleted")
+
+
+def _unknown_account(uuid: str, store_type: StorageType, store: BlobStore) -> Iterator[Difference]:
+    newest, count = None, 0
+    for found in store.list_account(uuid):
+        count += 1
+        newest = max(newest or found.modified_at, found.modified_at)
+    # Asked after the listing: an account's row is there before its first blob.
+    with database.connected():
+        job = EmailJob.get_or_none(EmailJob.account_uuid == uuid)
+        known = EmailAccount.select().where(EmailAccount.uuid == uuid).exists()
+    if known or newest is None or (job and job.state == JobState.RUNNING):
+        return
+    difference = Difference(
+        Kind.ORPHAN_ACCOUNT, key=f"{uuid}/", detail=f"{count:,} blobs, {store_type}"
+    )
+    if job is None:
+        difference.reason = "no deletion of it is known: is the database older than the store?"
+    elif datetime.now(UTC) - newest < ORPHAN_AGE:
+        difference.outcome = Outcome.RECENT
+    else:
+        difference.mend = partial(_delete_account, uuid, store)
+    yield difference
+
+
+def _delete_account(uuid: str, store: BlobStore, _: EmailAccount | None) -> Repair:
+    deleted = store.delete_account(uuid)
+    return Repair(Outcome.REPAIRED, f"deleted {deleted:,} blobs of an account that was deleted")
