@@ -4,8 +4,9 @@ Reads Dramatiq's Redis layout: a list of message ids and a hash of their data pe
 for delayed messages (``.DQ``), and a sorted set with a hash for dead ones (``.XQ``).
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import redis
@@ -18,6 +19,9 @@ from .broker import IMPORT, POLLER_QUEUES, PROCESS, WORKER_QUEUES, Broker
 log = structlog.get_logger()
 
 QUEUES = (*POLLER_QUEUES, *WORKER_QUEUES)
+
+#: Entries looked at together.
+PAGE = 500
 
 #: Puts a dead message back in one step, so that a crash can neither lose nor double it.
 #: KEYS: dead set, dead hash, queue hash, queue list. ARGV: old id, new id, data.
@@ -133,34 +137,40 @@ def revive(broker: Broker, redis_id: str) -> bool:
     return False
 
 
-def forget(broker: Broker, account_id: int, message_ids: Set[int]) -> int:
-    """Remove every queue entry about an account or its messages; tells how many."""
-    about_messages = {PROCESS: message_ids, IMPORT: message_ids}
+def forget(broker: Broker, account_id: int, messages_among: Callable[[Set[int]], Set[int]]) -> int:
+    """Remove every queue entry about an account or its messages; tells how many.
+
+    Parameters:
+      messages_among: which of some message ids are the account's.
+    """
     removed = 0
-    for queue in QUEUES:
-        ids = about_messages.get(queue, {account_id} if queue in POLLER_QUEUES else set())
+    for queue in (*POLLER_QUEUES, PROCESS, IMPORT):
+        chosen = (lambda ids: ids & {account_id}) if queue in POLLER_QUEUES else messages_among
         for key in (queue, dq_name(queue), xq_name(queue)):
-            removed += _remove(broker, f"{broker.namespace}:{key}", queue, ids)
+            removed += _remove(broker, f"{broker.namespace}:{key}", queue, chosen)
     return removed
 
 
-def _remove(broker: Broker, key: str, queue: str, ids: Set[int]) -> int:
-    doomed = [
-        raw_id
-        for raw_id, message in _entries(broker, key)
-        if message.args and message.args[0] in ids
-    ]
-    for raw_id in doomed:
+def _remove(broker: Broker, key: str, queue: str, chosen: Callable[[Set[int]], Set[int]]) -> int:
+    removed = 0
+    for page in _entries(broker, key):
+        doomed = chosen(set(page.values()))
         pipeline = broker.client.pipeline()
-        if key.endswith(xq_name(queue)):
-            pipeline.zrem(key, raw_id)
-        else:
-            pipeline.lrem(key, 0, raw_id)
-        pipeline.hdel(f"{key}.msgs", raw_id)
+        for raw_id, row_id in page.items():
+            if row_id in doomed:
+                removed += 1
+                if key.endswith(xq_name(queue)):
+                    pipeline.zrem(key, raw_id)
+                else:
+                    pipeline.lrem(key, 0, raw_id)
+                pipeline.hdel(f"{key}.msgs", raw_id)
         pipeline.execute()
-    return len(doomed)
+    return removed
 
 
-def _entries(broker: Broker, key: str) -> Iterator[tuple[bytes, Message[Any]]]:
-    for raw_id, data in broker.client.hscan_iter(f"{key}.msgs", count=500):
-        yield raw_id, Message.decode(data)
+def _entries(broker: Broker, key: str) -> Iterator[dict[bytes, int]]:
+    """Pages of entries by the id of the row that they are about."""
+    entries = broker.client.hscan_iter(f"{key}.msgs", count=PAGE)
+    while page := list(islice(entries, PAGE)):
+        decoded = ((raw_id, Message.decode(data)) for raw_id, data in page)
+        yield {raw_id: message.args[0] for raw_id, message in decoded if message.args}

@@ -4,7 +4,9 @@ The account is fenced when the deletion is asked for, so nothing new can commit.
 again; the job's row says which one is next, and stays as the tombstone.
 """
 
+from collections.abc import Set
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import dramatiq
@@ -46,7 +48,8 @@ def delete_account(job_id: int) -> None:
     if job.step == "queues":
         # Redis is a hint: messages of the account that it cannot give up now become no-ops.
         try:
-            removed = forget(delete_account.broker, account_id, _message_ids(account_id))
+            mine = partial(_messages_among, account_id)
+            removed = forget(delete_account.broker, account_id, mine)
             _progress(job, "messages", queue_entries=removed)
         except redis.RedisError as error:
             log.warning("queues not searched", account=uuid, error=str(error))
@@ -100,13 +103,11 @@ def _progress(job: EmailJob, step: str, state: JobState = JobState.RUNNING, **co
     job.step, job.state = step, state
 
 
-def _message_ids(account_id: int) -> set[int]:
-    """Messages of the account that may still be in a queue."""
+def _messages_among(account_id: int, ids: Set[int]) -> set[int]:
+    """Which of these messages are the account's, processed ones too: an entry may be doubled."""
     table = EmailRawMessage
     with database.connected():
-        query = table.select(table.id).where(
-            table.account == account_id, table.status != "processed"
-        )
+        query = table.select(table.id).where(table.account == account_id, table.id.in_(ids))
         return {message_id for (message_id,) in query.tuples()}
 
 

@@ -39,6 +39,8 @@ def check(
       contents: fetch all mail again and compare its bytes with what is stored.
     """
     for difference in _differences(account, tally, offline=offline, contents=contents):
+        if difference.account and not _there(difference.account):
+            continue  # it is being deleted, row by row
         if repair and difference.mend:
             done = _repair(difference)
             difference.outcome, difference.reason = done.outcome, done.reason
@@ -89,6 +91,11 @@ def _accounts(only: EmailAccount | None) -> Iterator[EmailAccount]:
             return
         yield found
         last = found.id
+
+
+def _there(account: EmailAccount) -> bool:
+    with database.connected():
+        return bool(EmailAccount.visible().where(EmailAccount.id == account.id).exists())
 
 
 def _compare(mailbox: server.Mailbox, tally: Tally, *, contents: bool) -> Iterator[Difference]:

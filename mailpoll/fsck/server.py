@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from .. import accounts, database
-from ..imap import Fetched, ImapError, Session, Status, connect, selectable
+from ..imap import Fault, Fetched, ImapError, Session, Status, connect, selectable
 from ..models import AccountState, EmailAccount, EmailFolder, EmailLocation, EmailRawMessage
 from ..settings import settings
 from ..sync import proof
@@ -30,6 +30,7 @@ class Mailbox:
         self._connection = ExitStack()
         self._session: Session | None = None
         self._opened: tuple[int, Status] | None = None
+        self._refused: ImapError | None = None
 
     @property
     def allowed(self) -> bool:
@@ -48,11 +49,16 @@ class Mailbox:
         self._session = self._opened = None
 
     def examine(self, folder: EmailFolder) -> Status:
-        """Open a folder, unless it is the one that is open."""
-        if self._opened is None or self._opened[0] != folder.id:
-            self._opened = None
-            self._opened = (folder.id, self.session.examine(wire(folder)))
+        """Open a folder, and learn what it has now."""
+        session, self._opened = self.session, None
+        self._opened = (folder.id, session.examine(wire(folder)))
         return self._opened[1]
+
+    def _open(self, folder: EmailFolder) -> Status:
+        """The same, unless it is the one that is open."""
+        if self._opened is not None and self._opened[0] == folder.id:
+            return self._opened[1]
+        return self.examine(folder)
 
     def fetch(self, folder: EmailFolder, uid: int, size: int | None) -> Body | None:
         """One message's bytes; ``None`` when the server does not send them, or not any more.
@@ -60,7 +66,7 @@ class Mailbox:
         Raises:
           ImapError: the server cannot be asked.
         """
-        if self.examine(folder).uidvalidity != folder.uidvalidity:
+        if self._open(folder).uidvalidity != folder.uidvalidity:
             return None
         bodies = self._download([Fetched(uid=uid, size=size)])
         return bodies[0] if bodies else None
@@ -78,7 +84,7 @@ class Mailbox:
         self, folder: EmailFolder, places: Sequence[tuple[int, int | None]]
     ) -> dict[int, str]:
         """UID to SHA-256 of what the server sends now, of (UID, size)."""
-        self.examine(folder)
+        self._open(folder)
         found: dict[int, str] = {}
         entries = [Fetched(uid=uid, size=size) for uid, size in places]
         for batch in batches(entries, settings()):
@@ -119,7 +125,8 @@ def compare(mailbox: Mailbox, tally: Tally, *, contents: bool) -> Iterator[Diffe
             try:
                 yield from _compare(mailbox, row, tally, contents=contents)
             except ImapError as error:
-                mailbox.close()
+                if error.fault is not Fault.REFUSED:
+                    raise
                 tally.unchecked.append(f"{account.address} {row.name}: {error}")
     known = {wire(row) for row in rows if row.high is not None}
     for name in wanted - known:
@@ -139,8 +146,10 @@ def _compare(
     top = max((seen.uidnext or session.highest() + 1) - 1, folder.high)
     short = session.supports("ESEARCH")
     found = proof.compare(folder, top, session.compact_uids if short else session.uids)
-    if short and seen.messages is not None and found.listed != seen.messages:
-        found = proof.compare(folder, top, session.uids)  # as a poll does: the answer may be cut
+    if seen.messages is not None and found.listed != seen.messages:
+        # As polls do: the answer may be cut, or mail may be leaving just now.
+        seen = mailbox.examine(folder)
+        found = proof.compare(folder, top, session.uids)
     with database.connected():
         now = EmailFolder.get_or_none(EmailFolder.id == folder.id)
     if now is None or (now.uidvalidity, now.generation) != (folder.uidvalidity, folder.generation):

@@ -26,6 +26,7 @@ from ..blobs import (
     StoreUnavailable,
     blob_key,
 )
+from ..crypto import DecryptionError
 from ..imap import ImapError
 from ..models import (
     EmailAccount,
@@ -342,7 +343,7 @@ def _fetch_again(row: Row, mailbox: Mailbox | None, _: EmailAccount | None) -> R
             finally:
                 discard(body)
             changed = True
-    except ImapError as error:
+    except (ImapError, DecryptionError) as error:
         mailbox.close()
         return Repair(Outcome.LEFT, str(error))
     what = "sends other bytes now" if changed else "has the message no more"

@@ -1,16 +1,29 @@
 """The three backing sets, and a system that runs on each."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import redis
 
+from tests.integration import oracle
 from tests.integration.system import KEY, TOKEN, System, configured
 from tests.servers.dovecot import Dovecot
 from tests.servers.process import free_ports
+
+#: Whether a test has failed, for fixtures that end after it.
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: "pytest.CallInfo[None]"
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
 
 
 def _redis_database() -> int:
@@ -40,19 +53,20 @@ SETS = {"embedded": _embedded, "production": _production}
 def system(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
     """A whole mailpoll on one backing set; every test that takes it runs on each."""
     variables = SETS[request.param](request, tmp_path)
-    yield from run_system(variables, tmp_path, dovecot)
+    yield from run_system(request, variables, tmp_path, dovecot)
 
 
 @pytest.fixture
 def embedded(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
     """A mailpoll on the embedded set, for what does not depend on the backing."""
-    yield from run_system(_embedded(request, tmp_path), tmp_path, dovecot)
+    yield from run_system(request, _embedded(request, tmp_path), tmp_path, dovecot)
 
 
 @pytest.fixture
 def scripted(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
     """The embedded set, where servers without TLS on any port are allowed, with small limits."""
     yield from run_system(
+        request,
         _embedded(request, tmp_path),
         tmp_path,
         dovecot,
@@ -65,9 +79,16 @@ def scripted(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -
 
 
 def run_system(
-    variables: dict[str, str], directory: Path, dovecot: Dovecot, **more: str
+    request: pytest.FixtureRequest,
+    variables: dict[str, str],
+    directory: Path,
+    dovecot: Dovecot,
+    **more: str,
 ) -> Iterator[System]:
-    """Configure this process, empty the queue, and hand out the system."""
+    """Configure this process, empty the queue, hand out the system, and see what is left of it.
+
+    After a test that has failed nothing more is looked at: its own words are what counts.
+    """
     environ = {
         "MAILPOLL_DATA_DIR": str(directory / "data"),
         "MAILPOLL_SECRET_KEY": KEY,
@@ -80,7 +101,12 @@ def run_system(
     }
     redis.Redis.from_url(environ["REDIS_URL"]).flushdb()
     with configured(environ) as broker:
-        yield System(dovecot, broker)
+        system = System(dovecot, broker)
+        yield system
+        if not request.node.stash.get(FAILED, False):
+            if request.node.get_closest_marker("leaves_damage") is None:
+                oracle.assert_sound()
+            oracle.assert_all_can_be_deleted(system)
 
 
 @pytest.fixture

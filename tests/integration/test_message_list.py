@@ -110,6 +110,7 @@ def test_the_hash_and_the_message_id_find_their_message(system: System, account:
         assert [item["id"] for item in found] == [wanted["id"]]
 
 
+@pytest.mark.leaves_damage
 def test_failed_messages_can_be_listed(system: System, account: str) -> None:
     change_messages(status="failed", error="because")
     found = system.get(f"{URL}/{account}/messages", status="failed")["items"]

@@ -150,6 +150,7 @@ def test_an_attachment_that_is_not_there(embedded: System, address: str, n: str)
     assert embedded.api.simulate_get(url).status_code == 404
 
 
+@pytest.mark.leaves_damage
 def test_a_file_that_is_missing_from_the_store_is_no_crash(system: System, address: str) -> None:
     number = only_message(system, address, message("lost"))
     for item in system.get("/admin/email-accounts")["items"]:

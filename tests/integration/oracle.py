@@ -1,0 +1,87 @@
+"""What holds at the end of every test: all that is left agrees, and all of it can be deleted."""
+
+import redis
+from dramatiq import Message
+
+from mailpoll import accounts, actors, database, fsck, queues, runtime
+from mailpoll.blobs import S3
+from mailpoll.broker import POLLER_QUEUES, redis_client
+from mailpoll.fsck import Outcome, Tally
+from mailpoll.models import EmailAccount, EmailJob, EmailRawMessage
+from tests.integration.rows import counts
+from tests.integration.system import System
+
+
+def assert_sound() -> None:
+    """Rows, counters and blobs agree with each other."""
+    tally = Tally()
+    found = fsck.check(None, tally, offline=True)
+    wrong = [one.as_line() for one in found if one.outcome is not Outcome.RECENT]
+    assert wrong + tally.unchecked == []
+
+
+def assert_all_can_be_deleted(system: System) -> None:
+    """Delete every account as operators do; nothing of it is left anywhere."""
+    with database.connected():
+        rows = list(EmailAccount.select(EmailAccount.id, EmailAccount.uuid, EmailAccount.address))
+        messages = {row_id for (row_id,) in EmailRawMessage.select(EmailRawMessage.id).tuples()}
+    for row in rows:
+        job = accounts.delete(row.uuid)
+        assert job is not None
+        # A worker that a test has killed in a deletion does not come back.
+        with database.transaction():
+            EmailJob.update(lease_until=None).where(EmailJob.id == job.id).execute()
+        actors.delete_account.fn(job.id)
+    assert set(counts()) <= {"email_jobs"}
+    assert_stores_are_empty(system)
+    client = redis_client(system.settings)
+    assert_queues_are_free_of({row.id for row in rows}, messages, client)
+    names = {name.encode() for row in rows for name in (row.uuid, row.address)}
+    assert [key for key, text in everything_in(client) if any(one in text for one in names)] == []
+
+
+def assert_stores_are_empty(system: System) -> None:
+    """No object in the bucket, and no file in the directories of blobs and of the spool."""
+    directory = system.settings.data_dir
+    files = [
+        str(path.relative_to(directory))
+        for place in ("blobs", "spool")
+        for path in (directory / place).rglob("*")
+        if not path.is_dir() or place == "spool"
+    ]
+    assert files == []
+    for store in runtime.storage().stores.values():
+        if isinstance(store, S3) and store._client.bucket_exists(store._bucket):
+            found = store._client.list_objects(store._bucket, recursive=True)
+            assert [one.object_name for one in found] == []
+
+
+def assert_queues_are_free_of(
+    account_ids: set[int], message_ids: set[int], client: "redis.Redis[bytes]"
+) -> None:
+    """No entry, waiting, delayed or dead, for an account or a message."""
+    for queue in queues.QUEUES:
+        if queue == "maintenance":
+            continue  # its entries name jobs
+        ids = account_ids if queue in POLLER_QUEUES else message_ids
+        for kind in ("", ".DQ", ".XQ"):
+            entries = client.hvals(f"mailpoll:{queue}{kind}.msgs")
+            left = [Message.decode(data) for data in entries]
+            assert [one for one in left if one.args and one.args[0] in ids] == []
+
+
+READERS = {
+    b"string": lambda client, key: client.get(key),
+    b"hash": lambda client, key: client.hgetall(key),
+    b"list": lambda client, key: client.lrange(key, 0, -1),
+    b"set": lambda client, key: client.smembers(key),
+    b"zset": lambda client, key: client.zrange(key, 0, -1),
+}
+
+
+def everything_in(client: "redis.Redis[bytes]") -> list[tuple[bytes, bytes]]:
+    """Each key, and its name and value as text."""
+    return [
+        (key, key + repr(READERS[client.type(key)](client, key)).encode())
+        for key in client.scan_iter(count=1_000)
+    ]
