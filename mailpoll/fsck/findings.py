@@ -14,6 +14,7 @@ class Kind(StrEnum):
 
     BLOB_MISSING = "blob_missing"
     BLOB_CORRUPT = "blob_corrupt"
+    BLOB_UNREADABLE = "blob_unreadable"
     BLOB_MISPLACED = "blob_misplaced"
     BLOB_DOUBLED = "blob_doubled"
     KEY_WRONG = "key_wrong"
@@ -41,6 +42,7 @@ class Kind(StrEnum):
 MEANING = {
     Kind.BLOB_MISSING: "the blob is in no store",
     Kind.BLOB_CORRUPT: "the blob's bytes are not those that were stored",
+    Kind.BLOB_UNREADABLE: "the store has the blob and cannot read it",
     Kind.BLOB_MISPLACED: "the blob is in another store than its row says",
     Kind.BLOB_DOUBLED: "a second copy of the blob lies in a store that no row names",
     Kind.KEY_WRONG: "the row names a blob of other content",

@@ -71,16 +71,24 @@ WAITING = database.Statement("""
     AND (m.next_attempt_at IS NULL OR m.next_attempt_at < ?) AND m.id > ?
     ORDER BY m.id LIMIT ?
 """)
-COUNTERS = database.Statement("""
+COUNTERS = """
     SELECT f.id, f.name, f.messages, f.bytes, f.expunged,
         COUNT(l.id), COALESCE(SUM(m.size), 0), COUNT(l.expunged_at)
     FROM email_folders f
     LEFT JOIN email_locations l ON l.folder_id = f.id AND l.uidvalidity = f.uidvalidity
         AND l.generation = f.generation
     LEFT JOIN email_raw_messages m ON m.id = l.message_id
-    WHERE f.account_id = ? AND f.id >= ? AND f.id <= ?
-    GROUP BY f.id, f.name, f.messages, f.bytes, f.expunged ORDER BY f.id
-""")
+    WHERE {which} = ? GROUP BY f.id, f.name, f.messages, f.bytes, f.expunged
+"""
+MISCOUNTING = database.Statement(
+    COUNTERS.format(which="f.account_id")
+    + """
+    HAVING COUNT(l.id) <> f.messages OR COALESCE(SUM(m.size), 0) <> f.bytes
+        OR COUNT(l.expunged_at) <> f.expunged
+    ORDER BY f.id
+"""
+)
+COUNT = database.Statement(COUNTERS.format(which="f.id"))
 #: By how much the counters of each day exceed its rows; failures may, since they count events.
 DAYS = """
     SELECT day, SUM(a), SUM(b), SUM(c), SUM(d), MIN(SUM(e), 0) FROM (
@@ -278,39 +286,23 @@ def _stuck(account: EmailAccount) -> Iterator[Difference]:
 
 def _counters(account: EmailAccount) -> Iterator[Difference]:
     with database.connected():
-        ids = [row.id for row in EmailFolder.select().where(EmailFolder.account == account)]
-    for folder_id in ids:
-        row = _count(account, folder_id)
-        if row is None:
-            continue
-        _, name, *numbers = row
-        told, counted = numbers[:3], [int(number) for number in numbers[3:]]
-        if told == counted:
-            continue
+        found = MISCOUNTING.run(account.id).fetchall()
+    for folder_id, name, *numbers in found:
 
         def recount(held: EmailAccount | None, folder_id: int = folder_id) -> Repair:
             assert held is not None
             with database.transaction():
                 held.keep(HOLD)  # polls add to the numbers that they have read before
-                row = _count(account, folder_id)
-                if row is not None:
-                    messages, size, expunged = (int(number) for number in row[5:])
-                    # Without UIDNEXT the next poll opens the folder and proves it again.
-                    EmailFolder.update(
-                        messages=messages, bytes=size, expunged=expunged, uidnext=None
-                    ).where(EmailFolder.id == folder_id).execute()
+                messages, size, expunged = map(int, COUNT.run(folder_id).fetchone()[5:])
+                # Without UIDNEXT the next poll opens the folder and proves it again.
+                EmailFolder.update(
+                    messages=messages, bytes=size, expunged=expunged, uidnext=None
+                ).where(EmailFolder.id == folder_id).execute()
             return DONE
 
-        names = ("messages", "bytes", "expunged")
-        yield Difference(
-            Kind.COUNTERS, account, name, detail=_differing(names, told, counted), mend=recount
-        )
-
-
-def _count(account: EmailAccount, folder_id: int) -> tuple[Any, ...] | None:
-    with database.connected():
-        row: tuple[Any, ...] | None = COUNTERS.run(account.id, folder_id, folder_id).fetchone()
-        return row
+        told, counted = numbers[:3], [int(number) for number in numbers[3:]]
+        detail = _differing(("messages", "bytes", "expunged"), told, counted)
+        yield Difference(Kind.COUNTERS, account, name, detail=detail, mend=recount)
 
 
 def _differing(names: tuple[str, ...], told: list[int], counted: list[int]) -> str:

@@ -62,6 +62,15 @@ class State(StrEnum):
     WHOLE = "whole"
     MISSING = "missing"
     CORRUPT = "corrupt"
+    UNREADABLE = "unreadable"
+
+
+#: What each is called as a difference.
+KINDS = {
+    State.MISSING: Kind.BLOB_MISSING,
+    State.CORRUPT: Kind.BLOB_CORRUPT,
+    State.UNREADABLE: Kind.BLOB_UNREADABLE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +222,14 @@ def _state_of(row: Row) -> State:
 
 
 def _state(store_type: StorageType, key: str, sha256: str, size: int) -> State:
-    """Read a blob to its end. Raises StoreUnavailable after some attempts."""
+    """Read a blob to its end; a store that is away for a moment is asked again.
+
+    A store that answers, and fails at this blob, has it damaged: its own checksum does not fit. It
+    may do so by silence, which costs a time-out each time.
+
+    Raises:
+      StoreUnavailable: the store as a whole cannot be read.
+    """
     store = runtime.storage().stores.get(store_type)
     if store is None:
         raise StoreUnavailable(f"{key}: no store of type {store_type} is configured here")
@@ -221,8 +237,18 @@ def _state(store_type: StorageType, key: str, sha256: str, size: int) -> State:
         try:
             return _read(store, key, sha256, size)
         except StoreUnavailable:
+            if _answers(store):
+                return State.UNREADABLE
             time.sleep(pause)
     return _read(store, key, sha256, size)
+
+
+def _answers(store: BlobStore) -> bool:
+    try:
+        store.check()
+    except StoreUnavailable:
+        return False
+    return True
 
 
 def _read(store: BlobStore, key: str, sha256: str, size: int) -> State:
@@ -259,7 +285,7 @@ def _broken(
     ]
     for other in others:
         seen.add(row.storage_key, other)  # one difference, not two
-    kind = Kind.BLOB_MISSING if state is State.MISSING else Kind.BLOB_CORRUPT
+    kind = KINDS[state]
     detail = f"{_what(found)}, {row.storage_type}"
     if others and state is State.MISSING:
         kind, detail = Kind.BLOB_MISPLACED, f"{row.storage_type}, found in {others[0]}"

@@ -17,7 +17,7 @@ import pytest
 from mailpoll import accounts, database, fsck, runtime
 from mailpoll.actors.poll import poll
 from mailpoll.actors.process import process
-from mailpoll.blobs import NewBlob, StorageType, blob_key
+from mailpoll.blobs import NewBlob, StorageType, blob_key, s3
 from mailpoll.fsck import Kind, Outcome, Tally, stored
 from mailpoll.models import (
     TABLES,
@@ -34,6 +34,7 @@ from mailpoll.models import (
 from tests.integration.rows import account_row, change_accounts
 from tests.integration.system import PASSWORD, System, wait_until
 from tests.integration.test_cli import run
+from tests.servers.seaweed import Seaweed
 
 LETTER = (
     'Subject: {0}\r\nContent-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\n\r\ntext {0}\r\n'
@@ -205,6 +206,42 @@ def test_a_message_and_its_attachment_are_repaired_together(
     found, tally = check(repair=True)
     assert sorted(kinds(found)) == [Kind.BLOB_CORRUPT, Kind.BLOB_MISSING]
     assert tally.exit_code == 0
+    assert_clean()
+
+
+def rot(system: System, content: bytes, seaweed: Seaweed) -> None:
+    """Damage a blob on the disk of the store, or put something unreadable in its place."""
+    storage = runtime.storage()
+    if storage.has_object_store:
+        for path in (seaweed.directory / "data").rglob("*.dat"):
+            offset = path.read_bytes().find(content)
+            if offset >= 0:
+                with path.open("r+b") as file:
+                    file.seek(offset)
+                    file.write(flip(content[:1]))
+                return
+        raise AssertionError("the content is in no volume")
+    row = message_row()
+    path = storage.stores[StorageType.LOCAL].path(row.storage_key)
+    path.unlink()
+    path.symlink_to("/etc/hostname")
+
+
+def test_a_blob_that_the_store_itself_cannot_read_is_named_and_fetched_again(
+    system: System, address: str, seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a store that falls silent over what it cannot read, as SeaweedFS does
+    monkeypatch.setattr(s3, "READ_TIMEOUT", 3)
+    runtime.storage.cache_clear()
+    # And content that is nowhere else in the store, and that a store does not compress
+    noise = os.urandom(2_000).translate(None, b"\0\r\n")
+    content = b"Subject: noise\r\n\r\n" + noise + b"\r\n"
+    system.dovecot.deliver(address, content)
+    uuid = system.add_account(address)
+    bring_in(account_row(uuid))
+    rot(system, noise, seaweed)
+    # Then it alone is damaged, and the check goes on behind it
+    assert repaired(Kind.BLOB_UNREADABLE).reason == "fetched again from the server"
     assert_clean()
 
 
