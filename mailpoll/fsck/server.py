@@ -143,7 +143,7 @@ def _compare(
     if seen.uidvalidity and seen.uidvalidity != folder.uidvalidity:
         yield _of(folder, account, Kind.RENUMBERED, 0)
         return
-    top = max((seen.uidnext or session.highest() + 1) - 1, folder.high)
+    top = max((seen.uidnext or 1) - 1, folder.high, session.highest())
     short = session.supports("ESEARCH")
     found = proof.compare(folder, top, session.compact_uids if short else session.uids)
     if seen.messages is not None and found.listed != seen.messages:
