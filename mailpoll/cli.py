@@ -737,8 +737,8 @@ def _progress(tally: Any) -> AbstractContextManager[Any]:
     spinner = Spinner("dots")
 
     def render() -> Spinner:
-        read = f"{tally.blobs:,} blobs, {_size(tally.bytes)}; {tally.differences:,} differences  "
-        spinner.update(text=_shown(read + tally.now))
+        read = f"blobs: {tally.blobs:,} ({_size(tally.bytes)}); differences: {tally.differences:,}"
+        spinner.update(text=_shown(f"{read}  {tally.now}"))
         return spinner
 
     return Live(get_renderable=render, console=console, refresh_per_second=5, transient=True)
@@ -746,17 +746,18 @@ def _progress(tally: Any) -> AbstractContextManager[Any]:
 
 def _show_tally(tally: Any, offline: bool) -> None:
     console.print(
-        f"read back {tally.blobs:,} blobs ({_size(tally.bytes)}) of {tally.messages:,} messages "
-        f"and {tally.attachments:,} attachments in {tally.accounts:,} accounts",
+        f"accounts: {tally.accounts:,}; messages: {tally.messages:,}; "
+        f"attachments: {tally.attachments:,}; "
+        f"blobs read back: {tally.blobs:,} ({_size(tally.bytes)})",
         soft_wrap=True,
     )
     if offline:
         console.print("no server was asked")
     else:
         console.print(
-            f"compared {tally.folders:,} folders with their servers; {tally.newer:,} messages "
-            f"came since the last poll, {tally.to_import:,} are still to be imported, "
-            f"{tally.withheld:,} are counted but not listed",
+            f"folders compared with their servers: {tally.folders:,}; messages there that came "
+            f"since the last poll: {tally.newer:,}, still to be imported: {tally.to_import:,}, "
+            f"counted but not listed: {tally.withheld:,}",
             soft_wrap=True,
         )
     for reason in tally.unchecked:
@@ -767,7 +768,7 @@ def _show_tally(tally: Any, offline: bool) -> None:
         if tally.outcomes[name]
     )
     style = "red" if tally.remaining else "green"
-    console.print(f"{tally.differences:,} differences{': ' * bool(parts)}{parts}", style=style)
+    console.print(f"differences: {tally.differences:,}{parts and f' ({parts})'}", style=style)
 
 
 @cli.group()

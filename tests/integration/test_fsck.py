@@ -4,6 +4,9 @@ import hashlib
 import io
 import json
 import os
+import pty
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
@@ -33,7 +36,7 @@ from mailpoll.models import (
 )
 from tests.integration.rows import account_row, change_accounts
 from tests.integration.system import PASSWORD, System, wait_until
-from tests.integration.test_cli import run
+from tests.integration.test_cli import clean, read_until, run
 from tests.servers.seaweed import Seaweed
 
 LETTER = (
@@ -872,8 +875,8 @@ def test_the_command_names_repairs_and_sums_up(
 ) -> None:
     result = run("fsck", variables=variables, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, b"")
-    assert b"read back 6 blobs" in result.stdout
-    assert b"0 differences" in result.stdout
+    assert b"blobs read back: 6 (" in result.stdout
+    assert b"differences: 0" in result.stdout
     row = message_row()
     spoil(system, row.storage_key, flip)
     result = run("fsck", "--json", "--account", account.address, variables=variables, cwd=tmp_path)
@@ -886,7 +889,27 @@ def test_the_command_names_repairs_and_sums_up(
     line = result.stdout.decode().splitlines()[0]
     assert line.startswith(f"{account.address} INBOX UID 1 {row.storage_key}: the blob's bytes")
     assert "repaired: fetched again from the server" in line
-    assert b"1 differences: 1 repaired" in result.stdout
+    assert b"differences: 1 (1 repaired)" in result.stdout
+
+
+def test_on_a_terminal_it_shows_how_far_it_is(
+    system: System, account: EmailAccount, variables: dict[str, str], tmp_path: Path
+) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mailpoll", "fsck"],
+        cwd=tmp_path,
+        env=clean({**variables, "TERM": "xterm"}),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown = read_until(ours, b"blobs read back: ")
+    assert process.wait(60) == 0
+    os.close(ours)
+    assert b"differences: " in shown.partition(b"blobs read back")[0]
 
 
 @pytest.mark.parametrize(
