@@ -43,6 +43,14 @@ def delete_account(job_id: int) -> None:
     job = _take(job_id)
     if job is None:
         return
+    try:
+        _run(job)
+    except Exception:
+        _give_back(job)  # the retry must find it free
+        raise
+
+
+def _run(job: EmailJob) -> None:
     account_id, uuid = job.account_id, job.account_uuid
     log.info("deleting account", account=uuid, step=job.step)
     if job.step == "queues":
@@ -84,6 +92,14 @@ def _take(job_id: int) -> EmailJob | None:
         return table.get_by_id(job_id) if taken else None
 
 
+def _give_back(job: EmailJob) -> None:
+    table = EmailJob
+    with database.transaction():
+        table.update(lease_until=None).where(
+            table.id == job.id, table.attempts == job.attempts
+        ).execute()
+
+
 def _progress(job: EmailJob, step: str, state: JobState = JobState.RUNNING, **counts: int) -> None:
     """Commit that a step is done, with what it removed; alone or in the caller's transaction."""
     moment = database.now()
@@ -115,13 +131,11 @@ def _delete_messages(job: EmailJob) -> bool:
     """Delete one page of messages with all that hangs on them; false when none is left."""
     table = EmailRawMessage
     with database.transaction():
-        ids = [
-            message_id
-            for (message_id,) in table.select(table.id)
-            .where(table.account == job.account_id)
-            .limit(PAGE)
-            .tuples()
-        ]
+        page = table.select(table.id).where(table.account == job.account_id).limit(PAGE)
+        if not database.is_sqlite():
+            # A worker that is finishing one adds its attachments before or not at all.
+            page = page.order_by(table.id).for_update()
+        ids = [message_id for (message_id,) in page.tuples()]
         if not ids:
             return False
         attachments = EmailAttachment.delete().where(EmailAttachment.message.in_(ids)).execute()

@@ -1,6 +1,8 @@
 """``DELETE /admin/email-accounts/{id}``: everything of the account goes, whatever is going on."""
 
 import itertools
+import threading
+import time
 from datetime import timedelta
 from uuid import uuid4
 
@@ -8,7 +10,9 @@ import pytest
 
 from mailpoll import actors, database, queues
 from mailpoll.actors.delete import LEASE
-from mailpoll.models import EmailJob, EmailRawMessage
+from mailpoll.actors.poll import poll
+from mailpoll.blobs import Storage, StoreUnavailable
+from mailpoll.models import EmailAttachment, EmailJob, EmailRawMessage
 from tests.integration.rows import account_row, blobs, change_jobs, counts
 from tests.integration.system import System, message, wait_until
 
@@ -177,6 +181,65 @@ def _run_step(system: System, row: EmailJob, step: str) -> None:
                 pass
         case "account":
             steps._delete_account_rows(row)
+
+
+def test_a_message_that_a_worker_is_finishing_goes_with_its_attachments(
+    system: System, address: str
+) -> None:
+    # Given a worker that has written a message's attachments, and has not committed yet
+    system.dovecot.deliver_many(address, letters(1))
+    account = system.add_account(address)
+    poll(account_row(account).id, None)
+    job = delete(system, account)
+    with database.connected():
+        message, number = EmailRawMessage.get(), EmailJob.get(EmailJob.uuid == job["id"]).id
+    written = threading.Event()
+
+    def finish() -> None:
+        with database.transaction():
+            EmailRawMessage.update(status="processed").execute()
+            EmailAttachment.create(
+                account=message.account_id,
+                message=message,
+                position=0,
+                **dict.fromkeys(("name", "safe_name", "content_type", "content_id"), ""),
+                inline=False,
+                size=0,
+                sha256="",
+                storage_type="local",
+                storage_key="",
+            )
+            written.set()
+            time.sleep(0.5)
+
+    worker = threading.Thread(target=finish)
+    worker.start()
+    written.wait()
+    # When the deletion comes to it
+    actors.delete_account.fn(number)
+    worker.join()
+    # Then both are gone
+    assert done(system, job)
+    assert counts() == {"email_jobs": 1}
+
+
+def test_a_deletion_that_fails_is_tried_again_at_once(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = system.add_account(address)
+    job = delete(system, account)
+    with database.connected():
+        number = EmailJob.get(EmailJob.uuid == job["id"]).id
+
+    def away(*_: object) -> int:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "delete_account", away)
+        with pytest.raises(StoreUnavailable):
+            actors.delete_account.fn(number)
+    actors.delete_account.fn(number)
+    assert done(system, job)
 
 
 def test_a_job_that_is_done_is_not_run_again(system: System, address: str) -> None:

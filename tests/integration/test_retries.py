@@ -108,6 +108,7 @@ def test_a_fault_that_can_pass_is_tried_three_times_more_with_growing_pauses(
     assert embedded.get("/admin/tasks")["dead"] == []
 
 
+@pytest.mark.leaves_damage
 def test_what_will_not_pass_is_not_tried_again(system: System, address: str) -> None:
     # Given a message whose raw bytes are gone for good
     (row,) = stored(system, address, message("lost"))
