@@ -38,9 +38,17 @@ class Mailbox:
 
     @property
     def session(self) -> Session:
+        if self._refused is not None:
+            raise self._refused  # one failed login is enough: more could lock the account
         if self._session is None:
-            login = accounts.login_of(self.account)
-            self._session = self._connection.enter_context(connect(login, settings(), CONVERSATION))
+            try:
+                login = accounts.login_of(self.account)
+                self._session = self._connection.enter_context(
+                    connect(login, settings(), CONVERSATION)
+                )
+            except ImapError as error:
+                self._refused = error
+                raise
         return self._session
 
     def close(self) -> None:

@@ -17,6 +17,10 @@ from tests.servers.process import free_ports
 FAILED = pytest.StashKey[bool]()
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    oracle.running[:] = [item]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: "pytest.CallInfo[None]"
@@ -53,20 +57,19 @@ SETS = {"embedded": _embedded, "production": _production}
 def system(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
     """A whole mailpoll on one backing set; every test that takes it runs on each."""
     variables = SETS[request.param](request, tmp_path)
-    yield from run_system(request, variables, tmp_path, dovecot)
+    yield from run_system(variables, tmp_path, dovecot)
 
 
 @pytest.fixture
 def embedded(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
     """A mailpoll on the embedded set, for what does not depend on the backing."""
-    yield from run_system(request, _embedded(request, tmp_path), tmp_path, dovecot)
+    yield from run_system(_embedded(request, tmp_path), tmp_path, dovecot)
 
 
 @pytest.fixture
 def scripted(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
     """The embedded set, where servers without TLS on any port are allowed, with small limits."""
     yield from run_system(
-        request,
         _embedded(request, tmp_path),
         tmp_path,
         dovecot,
@@ -79,7 +82,6 @@ def scripted(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -
 
 
 def run_system(
-    request: pytest.FixtureRequest,
     variables: dict[str, str],
     directory: Path,
     dovecot: Dovecot,
@@ -103,8 +105,9 @@ def run_system(
     with configured(environ) as broker:
         system = System(dovecot, broker)
         yield system
-        if not request.node.stash.get(FAILED, False):
-            if request.node.get_closest_marker("leaves_damage") is None:
+        test = oracle.running[-1]
+        if not test.stash.get(FAILED, False):
+            if test.get_closest_marker("leaves_damage") is None:
                 oracle.assert_sound()
             oracle.assert_all_can_be_deleted(system)
 

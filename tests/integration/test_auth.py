@@ -107,9 +107,7 @@ def test_each_of_several_tokens_opens(
 ) -> None:
     tokens = ["a" * 20, "b" * 20]
     variables = _embedded(request, tmp_path)
-    for system in run_system(
-        request, variables, tmp_path, dovecot, MAILPOLL_API_TOKEN=",".join(tokens)
-    ):
+    for system in run_system(variables, tmp_path, dovecot, MAILPOLL_API_TOKEN=",".join(tokens)):
         for token in tokens:
             headers = {"Authorization": f"Bearer {token}"}
             assert stranger(system).simulate_get("/admin/stats", headers=headers).status_code == 200

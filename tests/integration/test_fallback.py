@@ -58,7 +58,7 @@ def system(
     request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot, store: Seaweed
 ) -> Iterator[System]:
     variables = SETS["embedded"](request, tmp_path)
-    yield from run_system(request, {**variables, "STORAGE_URL": store.url}, tmp_path, dovecot)
+    yield from run_system({**variables, "STORAGE_URL": store.url}, tmp_path, dovecot)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def without_fallback(
     request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot, store: Seaweed
 ) -> Iterator[System]:
     variables = {**SETS["embedded"](request, tmp_path), "STORAGE_URL": store.url}
-    yield from run_system(request, variables, tmp_path, dovecot, MAILPOLL_STORAGE_FALLBACK="no")
+    yield from run_system(variables, tmp_path, dovecot, MAILPOLL_STORAGE_FALLBACK="no")
 
 
 def letter(number: int) -> bytes:

@@ -22,6 +22,8 @@ from mailpoll.actors.poll import poll
 from mailpoll.actors.process import process
 from mailpoll.blobs import NewBlob, StorageType, blob_key, s3
 from mailpoll.fsck import Kind, Outcome, Tally, stored
+from mailpoll.fsck.server import Mailbox
+from mailpoll.imap import ImapError
 from mailpoll.models import (
     TABLES,
     AccountState,
@@ -782,6 +784,20 @@ def test_a_server_that_cannot_be_asked_is_told(system: System, account: EmailAcc
     _, tally = check()
     assert "refused" in tally.unchecked[0]
     assert tally.exit_code == 2
+
+
+def test_a_login_that_fails_is_not_tried_for_every_message(
+    system: System, account: EmailAccount
+) -> None:
+    """Or a check of a damaged store would lock the account."""
+    mailbox = Mailbox(account)
+    mailbox.account.port = 1
+    with pytest.raises(ImapError) as first:
+        _ = mailbox.session
+    mailbox.account.port = system.dovecot.imaps_port
+    with pytest.raises(ImapError) as second:
+        _ = mailbox.session
+    assert first.value is second.value
 
 
 # --- while others work, and after a restore

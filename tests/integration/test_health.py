@@ -71,7 +71,7 @@ def test_requests_that_need_the_queue_are_told_to_come_back(embedded: System) ->
 def without_database(
     request: pytest.FixtureRequest, tmp_path: Path, valkey: Valkey, dovecot: Dovecot
 ) -> Iterator[System]:
-    for system in run_system(request, {"REDIS_URL": valkey.url}, tmp_path, dovecot):
+    for system in run_system({"REDIS_URL": valkey.url}, tmp_path, dovecot):
         url = system.settings.database
         cut_database_off()
         yield system

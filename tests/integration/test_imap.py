@@ -37,7 +37,7 @@ def system(
     """The embedded set, with a port for a server of the test's own."""
     ports = f"{dovecot.imap_port},{dovecot.imaps_port},{scripted_port}"
     variables = SETS["embedded"](request, tmp_path)
-    yield from run_system(request, variables, tmp_path, dovecot, MAILPOLL_IMAP_PORTS=ports)
+    yield from run_system(variables, tmp_path, dovecot, MAILPOLL_IMAP_PORTS=ports)
 
 
 def polled(port: int, security: str, address: str = "someone@example.org") -> EmailAccount:

@@ -27,7 +27,7 @@ BATCH = 5
 def system(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
     """Both sets, with small batches."""
     variables = SETS[request.param](request, tmp_path)
-    yield from run_system(request, variables, tmp_path, dovecot, MAILPOLL_BATCH_MESSAGES=str(BATCH))
+    yield from run_system(variables, tmp_path, dovecot, MAILPOLL_BATCH_MESSAGES=str(BATCH))
 
 
 @pytest.fixture
@@ -36,7 +36,6 @@ def sliced(
 ) -> Iterator[System]:
     """The embedded set with short slices too, and a port for a server without TLS."""
     yield from run_system(
-        request,
         SETS["embedded"](request, tmp_path),
         tmp_path,
         dovecot,

@@ -39,7 +39,6 @@ def system(
 ) -> Iterator[System]:
     """The embedded set with low limits, and a port for a server without TLS."""
     yield from run_system(
-        request,
         SETS["embedded"](request, tmp_path),
         tmp_path,
         dovecot,

@@ -27,7 +27,7 @@ NAMES = ("MAILPOLL_", "REDIS_URL", "DATABASE_URL", "STORAGE_URL")
 def system(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
     variables = request.param(request, tmp_path)
     tokens = {"MAILPOLL_API_TOKEN": f"{TOKEN},{TOKEN[::-1]}", "MAILPOLL_LOG_LEVEL": "debug"}
-    for started in run_system(request, variables, tmp_path, dovecot, **tokens):
+    for started in run_system(variables, tmp_path, dovecot, **tokens):
         # What the process writes, at a level that lets everything through
         root = logging.getLogger()
         root.setLevel(logging.DEBUG)
