@@ -141,13 +141,18 @@ class Sessions:
         self._login: Login | None = None
 
     @contextmanager
-    def open(self) -> Iterator[Session]:
+    def open(self, after: ImapError | None = None) -> Iterator[Session]:
         """A session for the block.
+
+        Parameters:
+          after: what ended the session before; an access token that ended it is renewed first.
 
         Raises:
           ImapError: of every kind.
           DecryptionError: no key of the ring opens the credential.
         """
+        if after is not None:
+            self.expired(after)
         with ExitStack() as stack:
             login = accounts.login_of(self._account)
             try:

@@ -149,8 +149,16 @@ def check_leftovers() -> Iterator[Difference]:
     before = time.time() - ORPHAN_AGE.total_seconds()
     spool = settings().spool_dir
     for path in sorted(spool.iterdir()) if spool.is_dir() else ():
-        if path.lstat().st_mtime < before:
+        if _written_at(path) < before:
             yield Difference(Kind.LEFTOVER, key=str(path), mend=partial(_remove, path))
+
+
+def _written_at(path: Path) -> float:
+    """When a file was last written; one that its worker has just taken away is new."""
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _remove(path: Path, _: EmailAccount | None) -> Repair:

@@ -39,8 +39,8 @@ RESTART_PAUSE = 3_600
 #: Bytes of a header that can tell one message from all others.
 TELLING_HEADER = 200
 
-#: Opens a session for a block.
-Connect = Callable[[], AbstractContextManager[Session]]
+#: Opens a session for a block; it is given the error that ended the one before, if one did.
+Connect = Callable[[ImapError | None], AbstractContextManager[Session]]
 #: Something done in one folder.
 Work = Callable[[EmailFolder], None]
 
@@ -108,7 +108,7 @@ class AccountSync:
           ImapError: the server cannot be polled; nothing came in.
         """
         with ExitStack() as self._connection:
-            self.session = self._connection.enter_context(self._connect())
+            self.session = self._connection.enter_context(self._connect(None))
             try:
                 self._run()
             except _SliceOver:
@@ -169,7 +169,7 @@ class AccountSync:
         self._reconnects -= 1
         self.batch_messages = 1
         self._connection.close()
-        self.session = self._connection.enter_context(self._connect())
+        self.session = self._connection.enter_context(self._connect(error))
 
     # Folders
 

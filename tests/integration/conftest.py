@@ -40,13 +40,14 @@ def _embedded(request: pytest.FixtureRequest, directory: Path) -> dict[str, str]
 
 
 def _production(request: pytest.FixtureRequest, directory: Path) -> dict[str, str]:
-    name = f"test_{uuid4().hex[:12]}"
-    postgres = request.getfixturevalue("postgres")
+    name = f"test-{uuid4().hex[:12]}"
+    postgres, seaweed = request.getfixturevalue("postgres"), request.getfixturevalue("seaweed")
     request.addfinalizer(lambda: postgres.drop_database(name))
+    request.addfinalizer(lambda: seaweed.drop_bucket(name))
     return {
         "DATABASE_URL": postgres.create_database(name),
         "REDIS_URL": f"{request.getfixturevalue('redis_server').url}/{_redis_database()}",
-        "STORAGE_URL": request.getfixturevalue("seaweed").url_of(f"test-{uuid4().hex[:12]}"),
+        "STORAGE_URL": seaweed.url_of(name),
     }
 
 

@@ -45,7 +45,12 @@ def test_another_content_type_is_refused(embedded: System, kind: str) -> None:
 def test_an_empty_body_names_what_is_missing(embedded: System) -> None:
     answer = embedded.api.simulate_post(URL)
     assert answer.status_code == 422
-    assert {error["field"] for error in answer.json["errors"]} == {"address", "password"}
+    assert {error["field"] for error in answer.json["errors"]} == {"address"}
+    answer = embedded.api.simulate_post(
+        URL, json={"address": "me@example.org", "host": "localhost"}
+    )
+    assert answer.status_code == 422
+    assert {error["field"] for error in answer.json["errors"]} == {"password"}
 
 
 @pytest.mark.parametrize("path", [URL, f"{URL}/x/poll", "/dashboard/delete-message"])

@@ -40,6 +40,14 @@ class Seaweed(Server):
     def url_of(self, bucket: str) -> str:
         return f"s3://{ACCESS_KEY}:{SECRET_KEY}@{self.endpoint}/{bucket}?secure=0"
 
+    def drop_bucket(self, bucket: str) -> None:
+        """Remove a bucket with all that is in it: each takes volumes, of which there is an end."""
+        client = self.client()
+        if client.bucket_exists(bucket):
+            for found in client.list_objects(bucket, recursive=True):
+                client.remove_object(bucket, found.object_name)
+            client.remove_bucket(bucket)
+
     def client(self) -> Minio:
         """A client of its own for tests to look behind the scenes; fails fast."""
         pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=2, read=20), retries=False)
