@@ -46,9 +46,8 @@ def test_an_empty_body_names_what_is_missing(embedded: System) -> None:
     answer = embedded.api.simulate_post(URL)
     assert answer.status_code == 422
     assert {error["field"] for error in answer.json["errors"]} == {"address"}
-    answer = embedded.api.simulate_post(
-        URL, json={"address": "me@example.org", "host": "localhost"}
-    )
+    place = {"host": "localhost", "port": embedded.dovecot.imaps_port}
+    answer = embedded.api.simulate_post(URL, json={"address": "me@example.org", **place})
     assert answer.status_code == 422
     assert {error["field"] for error in answer.json["errors"]} == {"password"}
 
