@@ -797,8 +797,10 @@ def tokens_new() -> None:
 @click.argument("target", type=click.Path(path_type=Path), required=False)
 def openapi(target: Path | None) -> None:
     """Print the API's OpenAPI document, or write it to a file."""
+    from .web.app import create_app
     from .web.documents import document
 
+    create_app()  # which adds the routes to it
     text = json.dumps(document(), indent=2)
     if target:
         target.write_text(text)
