@@ -200,6 +200,7 @@ class AccountSync:
         if told.messages == 0 and told.uidnext and told.uidvalidity:
             seen = replace(told)  # all there is to know of an empty folder, without opening it
         else:
+            self._opened = (None, 0, Status())  # a refusal closes the folder before (RFC 9051 6.3.2)
             try:
                 seen = self.session.examine(wire(folder))
             except ImapError as error:
@@ -515,8 +516,12 @@ class AccountSync:
 
 
 def _has_news(folder: EmailFolder, status: Status | None) -> bool:
-    """Whether the folder must be opened: the server tells other numbers than at the last look."""
-    if status is None or status.uidnext is None or folder.high is None:
+    """Whether the folder must be opened: the server tells other numbers than at the last look.
+
+    One that could not be read then is tried again, though its numbers are the same: until it can
+    be opened, its import stands still.
+    """
+    if status is None or status.uidnext is None or folder.high is None or folder.last_error:
         return True
     last = (folder.uidnext, folder.uidvalidity)
     if (status.uidnext, status.uidvalidity) != last:

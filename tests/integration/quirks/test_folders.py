@@ -102,6 +102,41 @@ def test_a_folder_that_is_refused_says_why_and_hides_no_other(scripted: System) 
     assert len(stored()) == 3
 
 
+def test_a_refused_folder_does_not_close_the_one_that_is_imported(scripted: System) -> None:
+    with ScriptedImap(messages={uid: message(f"m{uid}") for uid in range(1, 6)}) as server:
+        server.folders = {b"Shared": Mailbox({1: message("x")})}
+
+        def refuse() -> bytes:
+            server.latest.folder = b""
+            return b"{tag} NO [NOPERM] not yours\r\n"
+
+        def fetch() -> bytes:
+            if not server.latest.folder:
+                return b"{tag} BAD no mailbox selected\r\n"
+            return server.answer(server.commands[-1], server.latest)
+
+        # Given a server that closes the open folder when it refuses another (RFC 9051 6.3.2)
+        server.rules = [Rule('EXAMINE "Shared"', refuse), Rule("UID FETCH", fetch)]
+        polled(add(server))
+    assert len(stored()) == 5
+    assert folder().last_error is None
+
+
+def test_an_import_goes_on_after_its_folder_could_not_be_read_for_a_while(scripted: System) -> None:
+    with ScriptedImap(messages={uid: message(f"m{uid}") for uid in range(1, 6)}) as server:
+        # Given a folder without new mail that cannot be read while it is imported
+        later = b"{tag} NO [UNAVAILABLE] later\r\n"
+        server.rules = [Rule("UID FETCH .*INTERNALDATE", later, times=2)]
+        account = polled(add(server))
+        assert stored() == []
+        assert "later" in folder().last_error
+        # When it can be read again
+        polled(account)
+        # Then its mail comes, though the server's numbers are the same as before
+        assert len(stored()) == 5
+        assert folder().complete
+
+
 def test_a_folder_that_vanishes_keeps_its_mail_and_can_come_back(scripted: System) -> None:
     with ScriptedImap(messages={1: message("inbox")}) as server:
         server.folders[b"Old"] = Mailbox({1: message("old")})
