@@ -216,8 +216,8 @@ def status(words: list[Any]) -> Status:
 
 
 def number(value: Any) -> int | None:
-    """A non-negative number, or ``None`` for anything else."""
-    return int(value) if isinstance(value, bytes) and value.isdigit() and len(value) < 20 else None
+    """A non-negative number that a database can hold, or ``None`` for anything else."""
+    return int(value) if isinstance(value, bytes) and value.isdigit() and len(value) < 19 else None
 
 
 def internal_date(value: Any) -> datetime | None:
