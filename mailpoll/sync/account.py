@@ -390,13 +390,18 @@ class AccountSync:
         return [one for one in entries if one.uid not in uids], sorted(uids)
 
     def _named_contents(self, entries: Sequence[Fetched]) -> tuple[list[Fetched], list[Copy]]:
-        """What must be downloaded, and what lies in another folder too and need not be."""
+        """What must be downloaded, and what lies in another folder too and need not be.
+
+        Not every server keeps its word that a name means one content: the size must agree too.
+        """
         names = [entry.email_id for entry in entries if entry.email_id]
         stored = self.ledger.stored_as(names) if names else {}
-        copies = [
-            Copy(entry, *stored[entry.email_id]) for entry in entries if entry.email_id in stored
-        ]
-        return [entry for entry in entries if entry.email_id not in stored], copies
+        known = {
+            entry.uid: Copy(entry, *stored[entry.email_id])
+            for entry in entries
+            if entry.email_id in stored and entry.size == stored[entry.email_id][1]
+        }
+        return [entry for entry in entries if entry.uid not in known], list(known.values())
 
     def _moved_contents(self, entries: Sequence[Fetched]) -> tuple[list[Fetched], list[Copy]]:
         """The same for a mailbox that moved, whose servers tell no names: by size and header.

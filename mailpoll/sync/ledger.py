@@ -333,14 +333,22 @@ class Ledger:
             _update(folder, _counters(folder, folder.uidvalidity, folder.generation))
 
     def stored_as(self, email_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """Contents that are stored by the server's name for them: to (message id, size)."""
+        """Contents that are stored by the server's name for them: to (message id, size).
+
+        A name that two contents have is none.
+        """
         table = EmailRawMessage
         found: dict[str, tuple[int, int]] = {}
         with database.connected():
             for start in range(0, len(email_ids), CHUNK):
-                query = table.select(table.email_id, table.id, table.size).where(
-                    table.account == self.account,
-                    table.email_id.in_(email_ids[start : start + CHUNK]),
+                query = (
+                    table.select(table.email_id, fn.MIN(table.id), fn.MIN(table.size))
+                    .where(
+                        table.account == self.account,
+                        table.email_id.in_(email_ids[start : start + CHUNK]),
+                    )
+                    .group_by(table.email_id)
+                    .having(fn.COUNT(table.id) == 1)
                 )
                 found |= {name: (number, size) for name, number, size in query.tuples()}
         return found

@@ -70,3 +70,21 @@ def test_a_server_that_claims_names_and_gives_none_loses_nothing(scripted: Syste
         polled(add(server))
         try_again_now()
     assert sorted(stored()) == sorted(mail.values())
+
+
+def test_names_that_do_not_tell_contents_apart_lose_nothing(scripted: System) -> None:
+    # Given a server that calls every message the same, some of them of one size
+    def same_name() -> bytes:
+        answer = server.answer(server.commands[-1], server.latest)
+        return re.sub(rb"EMAILID \(\w+\)", b"EMAILID (M1)", answer)
+
+    subjects = ("longer by far than the first", "a", "b", "c", "d")
+    with ScriptedImap(messages={1: message("first")}, capabilities=b"IMAP4rev1 OBJECTID") as server:
+        server.rules = [Rule("UID FETCH .*EMAILID", same_name)]
+        account = polled(add(server))
+        # When more comes, poll by poll
+        for uid, subject in enumerate(subjects, 2):
+            server.messages[uid] = message(subject)
+            account = polled(account)
+        # Then each is stored
+        assert sorted(stored()) == sorted(server.messages.values())
