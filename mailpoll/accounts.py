@@ -415,6 +415,7 @@ def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> Emai
     password, refresh_token = fields.pop("password", None), fields.pop("refresh_token", None)
     provider = fields.pop("oauth_provider", account.oauth_provider)
     login_fields = {"host", "port", "security", "username", "auth"} & fields.keys()
+    place = account.host, account.username
     for name, value in fields.items():
         setattr(account, name, value)
     if login_fields:
@@ -435,11 +436,18 @@ def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> Emai
     moment = database.now()
     if new or login_fields:
         fields |= {"failures": 0, "auth_failures": 0, "not_before": None, "next_poll_at": moment}
+        # A poll that still uses the old login has nothing more to say, least of all about it.
+        fields |= {"lease_token": EmailAccount.lease_token + 1, "lease_until": None}
         if account.state == AccountState.AUTH_FAILED:
             fields["state"] = AccountState.ACTIVE
     elif "poll_interval" in fields:
         fields["next_poll_at"] = moment
-    return _update(account, fields)
+    with database.transaction():
+        changed = _update(account, fields)
+        if place != (changed.host, changed.username):
+            EmailFolder.forget_numbers(account.id)
+            EmailRawMessage.forget_names(account.id)
+    return changed
 
 
 def pause(account: EmailAccount) -> EmailAccount:

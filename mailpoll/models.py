@@ -326,6 +326,26 @@ class EmailFolder(Table):
     def imported(self) -> bool:
         return self.low is not None and self.low <= 1
 
+    @classmethod
+    def forget_numbers(cls, account_id: int) -> None:
+        """Let every UID be unknown: the account's folders are those of another mailbox from now on.
+
+        What is stored stays. Servers give many mailboxes the same UIDVALIDITY, so that it alone
+        does not tell their UIDs apart.
+        """
+        cls.update(
+            generation=cls.generation + 1,
+            uidvalidity=None,
+            restarts=0,
+            restarted_at=None,
+            messages=0,
+            bytes=0,
+            expunged=0,
+            proof=None,
+            complete=False,
+            last_error=None,
+        ).where(cls.account == account_id).execute()
+
 
 class EmailRawMessage(Table):
     """A message of an account, once, whatever folders it lies in. Identity is its SHA-256."""
@@ -383,6 +403,12 @@ class EmailRawMessage(Table):
                 .order_by(cls.next_attempt_at)
                 .limit(limit)
             )
+
+    @classmethod
+    def forget_names(cls, account_id: int) -> None:
+        """Drop what a server called the account's contents: another one may mean others by it."""
+        named = (cls.account == account_id) & cls.email_id.is_null(False)
+        cls.update(email_id=None).where(named).execute()
 
     @classmethod
     def postpone(cls, ids: list[int], seconds: float) -> None:

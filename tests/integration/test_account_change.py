@@ -9,7 +9,9 @@ from mailpoll import accounts, runtime
 from mailpoll.models import AccountState
 from mailpoll.settings import new_key
 from tests.integration.rows import account_row, change_accounts
+from tests.integration.scripted import add, polled
 from tests.integration.system import PASSWORD, System, message
+from tests.servers.scripted_imap import Rule, ScriptedImap
 
 URL = "/admin/email-accounts"
 
@@ -89,6 +91,24 @@ def test_a_new_password_ends_refused_logins(system: System, address: str) -> Non
     system.dovecot.deliver(address, message("after"))
     system.poll_and_process(account)
     assert [item["subject"] for item in system.messages(account)] == ["after"]
+
+
+def test_a_poll_with_the_old_password_does_not_stop_the_account(scripted: System) -> None:
+    # Given a poll whose refused login would be the last that is tried
+    refusal = b"{tag} NO [AUTHENTICATIONFAILED] wrong\r\n"
+
+    def change_and_refuse() -> bytes:
+        # When the right password is given before the server has answered
+        accounts.change(account, {"password": "right"}, test=False)
+        return refusal
+
+    with ScriptedImap(rules=[Rule("LOGIN", change_and_refuse, times=1)]) as server:
+        account = add(server)
+        change_accounts(auth_failures=2, failures=2)
+        after = polled(account)
+        # Then the refusal is that of a password which is no longer used
+        assert (after.state, after.auth_failures) == (AccountState.ACTIVE, 0)
+        assert polled(account).last_success_at is not None
 
 
 def test_a_new_password_replaces_one_that_no_key_opens(embedded: System, address: str) -> None:

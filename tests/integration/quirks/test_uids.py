@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from mailpoll import database
+from mailpoll import accounts, database
 from mailpoll.models import EmailAccount, EmailFolder
-from tests.integration.scripted import add, expect, folder, places, polled, stored
+from tests.integration.scripted import add, expect, folder, places, polled, stored, verdicts
 from tests.integration.system import System, message
 from tests.servers.scripted_imap import CLOSE, Rule, ScriptedImap
 
@@ -335,3 +335,32 @@ def test_three_hundred_thousand_messages_are_listed_and_compared(scripted: Syste
     assert (proof["server"], proof["stored"], proof["left_out"]) == (300_001, 1, 300_000)
     assert folder().complete
     assert stored() == [server.messages[300_001]]
+
+
+def test_another_mailbox_with_the_same_numbers_is_read_from_its_beginning(scripted: System) -> None:
+    # Given an account that is polled, with a UID that could not be fetched
+    with ScriptedImap(messages=mail(*range(1, 11)), capabilities=b"IMAP4rev1 OBJECTID") as server:
+        account = polled(add(server))
+        server.messages[11] = message("broken")
+        server.rules = [Rule("UID FETCH .*PEEK", b"{tag} NO [UNAVAILABLE] broken\r\n")]
+        account = polled(account)
+        assert verdicts() == {11: "waiting"}
+        # When its user name becomes that of another mailbox, with the same UIDVALIDITY and UIDs
+        server.messages = {uid: message(f"of another, {uid}") for uid in range(1, 6)}
+        server.rules = []
+        account = accounts.change(account, {"username": "another"}, test=False)
+        for _ in range(2):
+            account = polled(account)
+        # Then all its mail comes, and what was stored stays
+        assert len(stored()) == 10 + 5
+        assert (folder().messages, folder().complete) == (5, True)
+        assert verdicts() == {}
+
+
+def test_a_change_that_moves_no_mailbox_reads_nothing_again(scripted: System) -> None:
+    with ScriptedImap(messages=mail(1, 2, 3)) as server:
+        account = polled(add(server))
+        window = folder().generation, folder().high
+        same = {"host": account.host, "username": account.username, "password": "another"}
+        polled(accounts.change(account, same, test=False))
+        assert (folder().generation, folder().high) == window
