@@ -73,9 +73,12 @@ def poll_account(account_id: int, due: int | None = None) -> None:
 
 
 @dramatiq.actor(queue_name=BACKFILL, priority=50, limits=limits, notify_shutdown=True)
-def continue_import(account_id: int) -> None:
-    """Go on with an account whose mail did not fit into one time slice."""
-    poll(account_id, None)
+def continue_import(account_id: int, due: int | None = None) -> None:
+    """Go on with an account whose mail did not fit into one time slice.
+
+    Only behind the poll that sent this: one that came in between has sent its own continuation.
+    """
+    poll(account_id, due)
 
 
 def poll(account_id: int, due: int | None) -> None:
@@ -271,7 +274,7 @@ def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
     """Enqueue what follows at once: the rest of the import, or a short interval's next poll."""
     messages: list[Queued] = []
     if outcome.unfinished:
-        messages.append((continue_import.message(account.id), None))
+        messages.append((continue_import.message(account.id, account.due), None))
     with database.connected():
         account = EmailAccount.get_or_none(EmailAccount.id == account.id)
     moment = database.now()

@@ -16,7 +16,7 @@ from tests.integration.queue_entries import entries, runs
 from tests.integration.rows import account_row
 from tests.integration.system import System, message
 from tests.servers.dovecot import Dovecot
-from tests.servers.scripted_imap import Rule, ScriptedImap
+from tests.servers.scripted_imap import Rule, ScriptedImap, pause
 
 pytestmark = pytest.mark.queue
 
@@ -143,3 +143,39 @@ def test_a_big_import_goes_on_in_slices_between_which_others_have_their_turn(
 
 def processed(count: int) -> bool:
     return sum(row.status == "processed" for row in rows()) == count
+
+
+def logins(server: ScriptedImap) -> int:
+    return sum(1 for command in server.commands if command.startswith("LOGIN"))
+
+
+def test_an_import_has_one_continuation_however_long_it_waits(
+    sliced: System, scripted_port: int
+) -> None:
+    # Given an import that is longer than a slice, and a backfill queue that no poller comes to
+    def slowly() -> bytes:
+        return pause(600) + server.answer(server.commands[-1], server.latest)
+
+    mails = {uid: message(f"number {uid}") for uid in range(1, 61)}
+    with ScriptedImap(messages=mails, port=scripted_port) as server:
+        server.rules = [Rule("UID FETCH .*PEEK", slowly)]
+        account = accounts.create(
+            address="someone@example.org",
+            password="secret",
+            host="127.0.0.1",
+            port=server.port,
+            security="plain",
+            test=False,
+        )
+        # When the account is polled at each of some ticks
+        for _ in range(3):
+            poll(account.id, None)
+        waiting = entries(sliced, "backfill")
+        assert len(waiting) == 3
+        before = logins(server)
+        # Then only the latest continuation logs in when their turn comes
+        for entry in waiting:
+            actors.continue_import.fn(*entry.args)
+        assert logins(server) == before + 1
+        # And it leaves one of its own
+        assert len(entries(sliced, "backfill")) == 4
