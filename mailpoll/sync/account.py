@@ -378,7 +378,9 @@ class AccountSync:
             self._check_slice()
         if not todo:
             self.ledger.save(folder, **_moved(folder, side, edge))
-            self._check_slice()
+            # A slice ends with something done: folders without news do not hold back the others.
+            if imported:
+                self._check_slice()
 
     def _wanted(self, entries: Sequence[Fetched]) -> tuple[list[Fetched], list[int]]:
         """What the account wants, and UIDs of what arrived before its ``import_since``."""

@@ -150,6 +150,7 @@ class Downloader:
         for uid, data in self._session.bodies([entry.uid for entry in entries if entry.uid]):
             digest = hashlib.sha256(data).hexdigest()
             batch.bodies.append(_body(told[uid], digest, len(data), data))
+            self._keep_lease()
 
     def _fetch_single(self, entry: Fetched, batch: Batch) -> None:
         """A large message, or one that the server left out of a batch: in parts, to a file."""

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from mailpoll import accounts, actors, database
+from mailpoll.actors import poll as poll_module
 from mailpoll.actors.poll import poll
-from mailpoll.models import EmailRawMessage
+from mailpoll.models import EmailAccount, EmailRawMessage
+from mailpoll.sync import ledger
 from tests.integration.conftest import SETS, run_system
 from tests.integration.queue_entries import entries, runs
 from tests.integration.rows import account_row
-from tests.integration.system import System, message
+from tests.integration.system import System, message, wait_until
 from tests.servers.dovecot import Dovecot
-from tests.servers.scripted_imap import Rule, ScriptedImap, pause
+from tests.servers.scripted_imap import Mailbox, Rule, ScriptedImap, pause
 
 pytestmark = pytest.mark.queue
 
@@ -179,3 +182,68 @@ def test_an_import_has_one_continuation_however_long_it_waits(
         assert logins(server) == before + 1
         # And it leaves one of its own
         assert len(entries(sliced, "backfill")) == 4
+
+
+def test_every_folder_is_reached_though_a_slice_is_too_short_for_all(
+    sliced: System, scripted_port: int
+) -> None:
+    # Given folders that must be opened to see whether there is news, which takes its time
+    names = [f"folder {letter}".encode() for letter in "abcdef"]
+
+    def slowly() -> bytes:
+        return pause(400) + server.answer(server.commands[-1], server.latest)
+
+    with ScriptedImap(messages={1: message("inbox")}, port=scripted_port) as server:
+        server.folders = {name: Mailbox({1: message(name.decode())}) for name in names}
+        server.rules = [
+            Rule("STATUS", b"{tag} NO not now\r\n"),
+            Rule("EXAMINE", slowly),
+        ]
+        account = accounts.create(
+            address="someone@example.org",
+            password="secret",
+            host="127.0.0.1",
+            port=server.port,
+            security="plain",
+            test=False,
+        )
+        # When it is polled often enough for all of them
+        for _ in range(12):
+            poll(account.id, None)
+        # Then all their mail is there
+        assert len(rows()) == 7
+
+
+def test_a_batch_that_comes_slowly_keeps_the_lease(
+    sliced: System, scripted_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a lease that is shorter than a batch takes to arrive
+    for module in (ledger, poll_module):
+        monkeypatch.setattr(module, "LEASE", 2)
+
+    def slowly() -> bytes:
+        lines = server.answer(server.commands[-1], server.latest).split(b"* ")
+        return (pause(600) + b"* ").join(lines)
+
+    with ScriptedImap(
+        messages={uid: message(f"number {uid}") for uid in range(1, 11)}, port=scripted_port
+    ) as server:
+        server.rules = [Rule("UID FETCH .*PEEK", slowly)]
+        account = accounts.create(
+            address="someone@example.org",
+            password="secret",
+            host="127.0.0.1",
+            port=server.port,
+            security="plain",
+            test=False,
+        )
+        poller = threading.Thread(target=poll, args=(account.id, None))
+        poller.start()
+        # When another poller comes for the account until the first batch is stored
+        wait_until(lambda: server.commands)
+        while not rows() and poller.is_alive():
+            assert EmailAccount.lease(account.id, None, 2) is None
+            time.sleep(0.1)
+        poller.join()
+        # Then it came in vain
+        assert rows()
