@@ -153,11 +153,12 @@ def _compare(
         return
     top = max((seen.uidnext or 1) - 1, folder.high, session.highest())
     short = session.supports("ESEARCH")
-    found = proof.compare(folder, top, session.compact_uids if short else session.uids)
+    lister = session.compact_uids if short else session.uids
+    found = proof.compare(folder, top, seen.messages or 0, lister)
     if seen.messages is not None and found.listed != seen.messages:
         # As polls do: the answer may be cut, or mail may be leaving just now.
         seen = mailbox.examine(folder)
-        found = proof.compare(folder, top, session.uids)
+        found = proof.compare(folder, top, seen.messages or 0, session.uids)
     with database.connected():
         now = EmailFolder.get_or_none(EmailFolder.id == folder.id)
     if now is None or (now.uidvalidity, now.generation) != (folder.uidvalidity, folder.generation):

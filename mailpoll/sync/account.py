@@ -200,7 +200,8 @@ class AccountSync:
         if told.messages == 0 and told.uidnext and told.uidvalidity:
             seen = replace(told)  # all there is to know of an empty folder, without opening it
         else:
-            self._opened = (None, 0, Status())  # a refusal closes the folder before (RFC 9051 6.3.2)
+            # Also a refusal closes the folder that was open before (RFC 9051 6.3.2).
+            self._opened = (None, 0, Status())
             try:
                 seen = self.session.examine(wire(folder))
             except ImapError as error:
@@ -260,7 +261,7 @@ class AccountSync:
                 continue
             edge = max(uidnext - 1, folder.high, *uids) if final else folder.high + width
             self._store_uids(folder, uids, edge)
-            width = _next_width(width, len(uids) - LOOK_BACK)
+            width = _next_width(width, len(uids) - LOOK_BACK, seen.messages)
             if final:
                 break
         self._prove(folder, seen, whole=seen.messages == 0)
@@ -317,7 +318,7 @@ class AccountSync:
         width = self._widths.get(folder.id, WINDOW)
         first = max(1, folder.low - width)
         entries = self._facts(folder, self.session.scan, first, folder.low - 1)
-        self._widths[folder.id] = _next_width(width, len(entries))
+        self._widths[folder.id] = _next_width(width, len(entries), seen.messages)
         known = self.ledger.verdicts(folder, first, folder.low - 1) if entries else set()
         unknown = [entry for entry in entries if entry.uid not in known]
         self._store(folder, unknown, "low", first)
@@ -497,11 +498,11 @@ class AccountSync:
             return
         short = self.session.supports("ESEARCH")
         lister = self.session.compact_uids if short else self.session.uids
-        found = proof.compare(folder, self._top(folder, seen), lister)
+        found = self._compare(folder, seen, lister)
         if found.listed != seen.messages:
             # A cut answer, mail that is leaving just now, or a server that shows a part only.
             seen = self._open(folder) or seen
-            found = proof.compare(folder, self._top(folder, seen), self.session.uids)
+            found = self._compare(folder, seen, self.session.uids)
         withheld = max(0, (seen.messages or 0) - found.listed)
         if found.missing:
             log.warning("late mail", account=self.account.uuid, messages=len(found.missing))
@@ -516,6 +517,13 @@ class AccountSync:
         )
         self.ledger.save(folder, reconciled_at=database.now())
         self._prove(folder, seen, whole=True, withheld=withheld)
+
+    def _compare(self, folder: EmailFolder, seen: Status, lister: proof.Lister) -> proof.Difference:
+        def listed(first: int, last: int) -> list[int]:
+            self.ledger.keep_lease()
+            return lister(first, last)
+
+        return proof.compare(folder, self._top(folder, seen), seen.messages or 0, listed)
 
     def _top(self, folder: EmailFolder, seen: Status) -> int:
         """The highest UID there can be, also where UIDNEXT is too low."""
@@ -547,8 +555,8 @@ def _moved(folder: EmailFolder, side: str, reached: int) -> dict[str, int]:
     return {"low": min(folder.low, reached)} if side else {}
 
 
-def _next_width(width: int, seen: int) -> int:
+def _next_width(width: int, listed: int, messages: int | None) -> int:
     """Bound the answers, not the UIDs: a folder may hold ten messages among four billion UIDs."""
-    if seen < WINDOW // 4:
-        return width * 4
-    return max(WINDOW, width // 2) if seen > DENSE else width
+    if listed < WINDOW // 4:
+        return proof.bounded(width * 4, messages)
+    return max(WINDOW, width // 2) if listed > DENSE else width

@@ -15,6 +15,9 @@ from . import ledger
 
 #: UIDs compared at once; four times as many where they are sparse.
 WIDTH = 50_000
+#: UIDs listed at once at most where more messages than this may be among them: a gap may end in a
+#: part of the folder that is too dense for one answer.
+LISTING = 100_000
 #: The server's whole list is compared as often as this; more often while it withholds messages,
 #: and soon when the numbers do not add up.
 WHOLE = timedelta(days=1)
@@ -39,11 +42,18 @@ class Difference:
     left_out: list[int] = field(default_factory=list)
 
 
-def compare(folder: EmailFolder, top: int, lister: Lister) -> Difference:
+def bounded(width: int, messages: int | None) -> int:
+    """So many UIDs, or fewer: their listing is short also when all of ``messages`` are there."""
+    few = messages is not None and messages <= LISTING
+    return width if few else min(width, LISTING)
+
+
+def compare(folder: EmailFolder, top: int, messages: int, lister: Lister) -> Difference:
     """List a folder in pieces and compare each with the database; changes nothing.
 
     Parameters:
       top: the highest UID to look at.
+      messages: how many the server counts.
     """
     found = Difference()
     first, width = 1, WIDTH
@@ -54,6 +64,7 @@ def compare(folder: EmailFolder, top: int, lister: Lister) -> Difference:
         if last >= folder.low:
             _compare_piece(folder, max(first, folder.low), last, listed, found)
         width = width * 4 if len(listed) < WIDTH // 4 else WIDTH
+        width = bounded(width, messages - found.listed)
         first = last + 1
     return found
 

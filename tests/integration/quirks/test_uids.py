@@ -364,3 +364,28 @@ def test_a_change_that_moves_no_mailbox_reads_nothing_again(scripted: System) ->
         same = {"host": account.host, "username": account.username, "password": "another"}
         polled(accounts.change(account, same, test=False))
         assert (folder().generation, folder().high) == window
+
+
+@pytest.mark.parametrize(
+    "crowd",
+    [range(1, 220_001), range(40_000_000, 40_220_000)],
+    ids=["gap above", "gap below"],
+)
+def test_a_crowd_beside_a_gap_is_listed_in_pieces(scripted: System, crowd: range) -> None:
+    # Given 220,000 messages on one side of a wide gap, all older than the account wants
+    with ScriptedImap(messages=dict.fromkeys(crowd, message("old"))) as server:
+        server.messages[20_000_000] = message("old")
+        server.messages[60_000_000] = message("new")
+        server.inbox.dates = {60_000_000: "24-Nov-2026 10:00:00 +0000"}
+        account = add(server, import_since=datetime(2026, 11, 24, tzinfo=UTC))
+        # When it is imported and its whole list is compared
+        for _ in range(20):
+            account = polled(account)
+            assert account.last_error is None
+            if account.imported_at:
+                break
+        account = reconciled(account)
+    # Then no answer was too long to be read
+    assert account.last_error is None
+    assert folder().proof["left_out"] == len(crowd) + 1
+    assert folder().complete
