@@ -394,12 +394,16 @@ class EmailRawMessage(Table):
         table_name = "email_raw_messages"
 
     @classmethod
-    def lost(cls, limit: int) -> list[Self]:
-        """Stored messages whose processing is overdue, oldest first; small columns only."""
+    def lost(cls, limit: int, *, imported: bool) -> list[Self]:
+        """Overdue stored messages of a lane, most overdue first; small columns only."""
         with database.connected():
             return list(
-                cls.select(cls.id, cls.account, cls.imported, cls.attempts, cls.internal_date)
-                .where(cls.status == MessageStatus.STORED, cls.next_attempt_at <= database.now())
+                cls.select(cls.id, cls.account, cls.attempts, cls.internal_date)
+                .where(
+                    cls.status == MessageStatus.STORED,
+                    cls.imported == imported,
+                    cls.next_attempt_at <= database.now(),
+                )
                 .order_by(cls.next_attempt_at)
                 .limit(limit)
             )

@@ -128,7 +128,7 @@ CREATE INDEX email_raw_messages_newest ON email_raw_messages (account_id, intern
 CREATE INDEX email_raw_messages_size ON email_raw_messages (account_id, size);
 CREATE INDEX email_raw_messages_email_id ON email_raw_messages (account_id, email_id)
     WHERE email_id IS NOT NULL;
-CREATE INDEX email_raw_messages_pending ON email_raw_messages (next_attempt_at)
+CREATE INDEX email_raw_messages_pending ON email_raw_messages (imported, next_attempt_at)
     WHERE status = 'stored';
 CREATE INDEX email_raw_messages_unfinished ON email_raw_messages (account_id, status)
     WHERE status <> 'processed';

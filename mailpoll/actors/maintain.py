@@ -1,6 +1,7 @@
 """Every minute: enqueue what was left behind, and move fallen-back blobs to the object store."""
 
 import random
+from typing import Any
 
 import dramatiq
 import peewee
@@ -33,16 +34,7 @@ def sweep() -> None:
     a worker or a dashboard lost. A queue with a long backlog is busy, not lost, and left alone.
     """
     broker = process_message.broker
-    messages: list[Queued] = []
-    for message in EmailRawMessage.lost(SWEEP):
-        if exhausted(message):
-            give_up(message)
-            continue
-        actor = import_message if message.imported else process_message
-        messages.append((actor.message(message.id), _spread(message)))
-    lanes = {message.queue_name for message, _ in messages}
-    busy = {lane for lane in lanes if broker.do_qsize(lane) > SWEEP}
-    messages = [(message, delay) for message, delay in messages if message.queue_name not in busy]
+    messages = _lost(process_message, imported=False) + _lost(import_message, imported=True)
     if messages:
         ids = [message.args[0] for message, _ in messages]
         EmailRawMessage.postpone(ids, settings().sweep_after)
@@ -55,6 +47,21 @@ def sweep() -> None:
         messages += [(delete_account.message(job.id), None) for job in jobs]
     if messages:
         broker.enqueue_all(messages)
+
+
+def _lost(actor: "dramatiq.Actor[..., Any]", *, imported: bool) -> list[Queued]:
+    """A lane's overdue messages; none while its queue is busy.
+
+    Lane by lane, so that a backlog of the import, which is overdue too, hides no new mail.
+    """
+    messages: list[Queued] = []
+    for message in EmailRawMessage.lost(SWEEP, imported=imported):
+        if exhausted(message):
+            give_up(message)
+        else:
+            messages.append((actor.message(message.id), _spread(message)))
+    busy = messages and process_message.broker.do_qsize(actor.queue_name) > SWEEP
+    return [] if busy else messages
 
 
 def _spread(message: EmailRawMessage) -> int | None:

@@ -609,7 +609,7 @@ def test_a_message_that_nobody_works_on_is_made_due(
             next_attempt_at=due, stored_at=database.now() - timedelta(days=2)
         ).where(EmailRawMessage.id == row.id).execute()
     assert repaired(Kind.STUCK).key == row.storage_key
-    assert [found.id for found in EmailRawMessage.lost(9)] == [row.id]
+    assert [found.id for found in EmailRawMessage.lost(9, imported=False)] == [row.id]
     process(row.id)
     assert_clean()
 

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from mailpoll import accounts, actors, database, runtime
+from mailpoll.actors import maintain
 from mailpoll.actors.poll import poll
 from mailpoll.models import TABLES, EmailAccountDay, EmailAttachment, EmailJob, EmailRawMessage
 from tests.integration.queue_entries import enqueued, entries, idle
@@ -206,6 +208,25 @@ def test_losing_every_redis_key_loses_no_message(system: System, address: str) -
     ]
     assert [entry.args[0] for entry in entries(system, "process")] == [rows[0].id]
     system.work_until(lambda: figures(system)["processed"] == 20)
+
+
+def test_a_long_import_hides_no_new_mail_from_the_sweeper(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given more overdue messages of an import than one pass looks at, in a queue that is busy
+    monkeypatch.setattr(maintain, "SWEEP", 3)
+    rows = stored(system, address, *(message(f"number {n}") for n in range(6)))
+    change_messages(next_attempt_at=database.now() - timedelta(hours=1))
+    for row in rows[:5]:
+        actors.import_message.send(row.id)
+    # And a new message that the queue lost after them
+    with database.transaction():
+        new = EmailRawMessage.update(imported=False, next_attempt_at=database.now())
+        new.where(EmailRawMessage.id == rows[5].id).execute()
+    # When the sweeper comes, then it sends the new message, and the others once only
+    actors.sweep.fn()
+    assert [entry.args[0] for entry in entries(system, "process")] == [rows[5].id]
+    assert len(entries(system, "import")) == 5
 
 
 def test_processing_again_changes_nothing(system: System, address: str) -> None:
