@@ -544,6 +544,18 @@ def delete(uuid: str) -> EmailJob | None:
         )
 
 
+def empty_if_deleted(account_id: int, uuid: str) -> None:
+    """Remove blobs that were put after a deletion had already emptied the stores.
+
+    Raises:
+      StoreUnavailable: they are still there.
+    """
+    with database.connected():
+        account = EmailAccount.get_or_none(EmailAccount.id == account_id)
+    if account is None or account.state == AccountState.DELETING:
+        runtime.storage().delete_account(uuid)
+
+
 def replay(message: EmailRawMessage) -> bool:
     """Make a failed message ready to be processed again; false when it has not failed."""
     table = EmailRawMessage

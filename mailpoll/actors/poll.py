@@ -97,7 +97,7 @@ def poll(account_id: int, due: int | None) -> None:
             columns |= {"failures": 1, "next_poll_at": account.next_poll_at}
     except LeaseLost:
         log.info("poll ended: the account was taken, paused or deleted", account=account.uuid)
-        _undo_if_deleted(account)
+        accounts.empty_if_deleted(account.id, account.uuid)
         return
     except (ImapError, StoreUnavailable) as error:
         columns = _failure(account, error)
@@ -291,11 +291,3 @@ def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
         poll_account.broker.enqueue_all(messages)
     except redis.RedisError as error:
         log.warning("not enqueued; the next tick will", error=str(error))
-
-
-def _undo_if_deleted(account: EmailAccount) -> None:
-    """Remove blobs that were put after a deletion had already emptied the stores."""
-    with database.connected():
-        row = EmailAccount.get_or_none(EmailAccount.id == account.id)
-    if row is None or row.state == AccountState.DELETING:
-        runtime.storage().delete_account(account.uuid)

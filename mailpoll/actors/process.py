@@ -12,7 +12,7 @@ from typing import Any
 import dramatiq
 import structlog
 
-from .. import database, parsing, runtime
+from .. import accounts, database, parsing, runtime
 from ..blobs import BlobMissing, NewBlob, StorageType, StoreUnavailable, blob_key
 from ..broker import IMPORT, PROCESS
 from ..imap import is_placeholder
@@ -60,7 +60,9 @@ def process(message_id: int) -> None:
     try:
         with _raw(message) as raw:
             parsed = parsing.parse(raw)
-            _finish(message, parsed, _store_attachments(message, parsed))
+            finished = _finish(message, parsed, _store_attachments(message, parsed))
+        if not finished and parsed.attachments:
+            accounts.empty_if_deleted(message.account_id, message.account_uuid)
     except (Failed, parsing.Unparsable) as error:
         _fail(message.id, message.account_id, message.day, str(error))
     except StoreUnavailable:
@@ -213,11 +215,15 @@ def _content(part: parsing.Attachment, directory: Path) -> bytes | Path:
 
 def _finish(
     message: Claimed, parsed: parsing.ParsedMessage, attachments: Sequence[dict[str, Any]]
-) -> None:
-    """Fields, attachment rows and the day's counters in one transaction, by whoever is first."""
+) -> bool:
+    """Fields, attachment rows and the day's counters in one transaction, by whoever is first.
+
+    Returns:
+      false when another was, or when the message is gone.
+    """
     with database.transaction(durable=False):
         if not FINISH.run(*_fields(parsed), message.id).rowcount:
-            return
+            return False
         if attachments:
             EmailAttachment.insert_many(attachments).execute()
             EmailAccountDay.add(
@@ -226,6 +232,7 @@ def _finish(
                 attachments=len(attachments),
                 attachment_bytes=sum(row["size"] for row in attachments),
             )
+    return True
 
 
 def _fields(parsed: parsing.ParsedMessage) -> tuple[Any, ...]:

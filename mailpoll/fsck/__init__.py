@@ -8,11 +8,11 @@ conditional, can be done twice, and hold the account's lease, so that pollers an
 import time
 from collections.abc import Iterator
 
-from .. import database, runtime
+from .. import accounts, database
 from ..blobs import StoreUnavailable
 from ..crypto import DecryptionError
 from ..imap import ImapError
-from ..models import AccountState, EmailAccount, LeaseLost
+from ..models import EmailAccount, LeaseLost
 from . import rows, server, stored
 from .findings import MEANING, Difference, Kind, Outcome, Repair, Tally
 
@@ -126,7 +126,7 @@ def _repair(difference: Difference) -> Repair:
     except StoreUnavailable as error:
         return Repair(Outcome.LEFT, str(error))
     except LeaseLost:
-        _undo_if_deleted(held)
+        accounts.empty_if_deleted(held.id, held.uuid)
         return Repair(Outcome.LEFT, "the account was paused or deleted meanwhile")
     finally:
         held.release(queued_until=None)
@@ -141,11 +141,3 @@ def _hold(account: EmailAccount) -> EmailAccount | None:
         if held is not None or time.monotonic() >= end:
             return held
         time.sleep(0.2)
-
-
-def _undo_if_deleted(account: EmailAccount) -> None:
-    """Remove blobs that were put after a deletion had already emptied the stores."""
-    with database.connected():
-        row = EmailAccount.get_or_none(EmailAccount.id == account.id)
-    if row is None or row.state == AccountState.DELETING:
-        runtime.storage().delete_account(account.uuid)

@@ -4,11 +4,13 @@ import itertools
 import threading
 import time
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from mailpoll import actors, database, queues
+from mailpoll import accounts, actors, database, queues
+from mailpoll.actors import process
 from mailpoll.actors.delete import LEASE
 from mailpoll.actors.poll import poll
 from mailpoll.blobs import Storage, StoreUnavailable
@@ -240,6 +242,34 @@ def test_a_deletion_that_fails_is_tried_again_at_once(
             actors.delete_account.fn(number)
     actors.delete_account.fn(number)
     assert done(system, job)
+
+
+def test_a_message_that_is_processed_meanwhile_leaves_no_attachment(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker that has read a message
+    system.dovecot.deliver_many(address, letters(1))
+    account = system.add_account(address, test=False)
+    poll(account_row(account).id, None)
+    with database.connected():
+        (row,) = EmailRawMessage.select()
+    put = process._store_attachments
+
+    def put_after_deletion(*arguments: Any) -> Any:
+        job = accounts.delete(account)
+        assert job
+        actors.delete_account.fn(job.id)
+        assert blobs(account) == []
+        attachments = put(*arguments)
+        assert blobs(account) != []
+        return attachments
+
+    # When its account is deleted before it puts the attachments into the store
+    monkeypatch.setattr(process, "_store_attachments", put_after_deletion)
+    actors.process_message.fn(row.id)
+    # Then it takes them away again
+    assert blobs(account) == []
+    assert counts() == {"email_jobs": 1}
 
 
 def test_a_job_that_is_done_is_not_run_again(system: System, address: str) -> None:
