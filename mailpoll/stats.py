@@ -300,6 +300,7 @@ def _late_accounts() -> int:
 def _oldest_pending() -> float:
     """Seconds for which the oldest unprocessed message has been waiting."""
     table = EmailRawMessage
-    oldest = table.select(fn.MIN(table.id)).where(table.status == MessageStatus.STORED).scalar()
-    message = oldest and table.get_or_none(table.id == oldest)
-    return (database.now() - message.stored_at).total_seconds() if message else 0.0
+    # Not by the lowest id: databases look for that from the beginning of the whole table.
+    query = table.select(fn.MIN(table.stored_at)).where(table.status == MessageStatus.STORED)
+    oldest = query.scalar()
+    return (database.now() - oldest).total_seconds() if oldest else 0.0
