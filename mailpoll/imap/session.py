@@ -341,7 +341,13 @@ def _translated(secret: str, *, greeting: bool = False) -> Iterator[None]:
 
 
 def _scrub(text: str, secret: str) -> str:
-    return text.replace(secret, "…") if secret else text
+    """Also where the secret is quoted, as in the command, and where ``imaplib`` shows bytes."""
+    quoted = secret.replace("\\", "\\\\").replace('"', '\\"')
+    shown = [form.replace("\\", "\\\\") for form in (quoted, secret)]
+    forms = {*shown, *(form.replace("'", "\\'") for form in shown), quoted, secret} - {""}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, "…")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
