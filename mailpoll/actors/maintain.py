@@ -9,7 +9,7 @@ import structlog
 from periodiq import cron
 
 from .. import database, runtime
-from ..blobs import BlobCorrupt, BlobMissing, StorageType
+from ..blobs import BlobCorrupt, BlobMissing, StorageType, StoreUnavailable
 from ..broker import MAINTENANCE, Queued
 from ..models import EmailAttachment, EmailJob, EmailRawMessage, JobState
 from ..settings import settings
@@ -55,13 +55,26 @@ def _lost(actor: "dramatiq.Actor[..., Any]", *, imported: bool) -> list[Queued]:
     Lane by lane, so that a backlog of the import, which is overdue too, hides no new mail.
     """
     messages: list[Queued] = []
+    away = not _store_answers()
     for message in EmailRawMessage.lost(SWEEP, imported=imported):
+        if away and message.storage_type == StorageType.OSS:
+            continue  # each attempt would only end among the dead letters
         if exhausted(message):
             give_up(message)
         else:
             messages.append((actor.message(message.id), _spread(message)))
     busy = messages and process_message.broker.do_qsize(actor.queue_name) > SWEEP
     return [] if busy else messages
+
+
+def _store_answers() -> bool:
+    storage = runtime.storage()
+    try:
+        storage.check()
+        return True
+    except StoreUnavailable as error:
+        log.info("what lies in the object store is not swept: it is away", error=str(error))
+        return False
 
 
 def _spread(message: EmailRawMessage) -> int | None:
