@@ -91,6 +91,10 @@ class Statement:
         """Execute inside the caller's connection; the cursor."""
         return proxy.execute_sql(self._sql, parameters)
 
+    def models(self, model: Any, *parameters: Any) -> Any:
+        """Execute a SELECT; its rows as instances of a model, whose columns it names."""
+        return model.raw(self._sql, *parameters)
+
     def run_many(self, rows: Sequence[tuple[Any, ...]]) -> int:
         """Execute once for each row; how many rows that changed in all."""
         cursor = proxy.cursor()

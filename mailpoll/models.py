@@ -52,6 +52,7 @@ class JobState(StrEnum):
 #: Polls whose lateness is remembered.
 LATENESS_KEPT = 50
 
+ACCOUNT = database.Statement("SELECT * FROM email_accounts WHERE id = ?")
 FENCE = database.Statement("""
     UPDATE email_accounts SET lease_until = ?
     WHERE id = ? AND lease_token = ? AND state = 'active'
@@ -139,6 +140,11 @@ class EmailAccount(Table):
         return int(self.next_poll_at.timestamp() * 1_000)
 
     @classmethod
+    def by_id(cls, account_id: int) -> Self | None:
+        """The account, or ``None``; inside the caller's connection."""
+        return next(iter(ACCOUNT.models(cls, account_id)), None)
+
+    @classmethod
     def visible(cls) -> peewee.ModelSelect:
         """Accounts that exist for the outside: not those that are being deleted."""
         return cls.select().where(cls.state != AccountState.DELETING)
@@ -194,7 +200,7 @@ class EmailAccount(Table):
         """
         moment = database.now()
         with database.transaction(durable=False):
-            account = cls.get_or_none(cls.id == account_id)
+            account = cls.by_id(account_id)
             if account is None or account.state != AccountState.ACTIVE:
                 return None
             if account.lease_until and account.lease_until > moment:
@@ -217,7 +223,7 @@ class EmailAccount(Table):
                 .where(cls.id == account_id, cls.lease_token == account.lease_token)
                 .execute()
             )
-            return cls.get_by_id(account_id) if taken else None
+            return cls.by_id(account_id) if taken else None
 
     @classmethod
     def hold(cls, account_id: int, seconds: int) -> Self | None:
@@ -238,7 +244,7 @@ class EmailAccount(Table):
                 )
                 .execute()
             )
-            return cls.get_by_id(account_id) if taken else None
+            return cls.by_id(account_id) if taken else None
 
     def keep(self, seconds: int) -> None:
         """Renew a lease taken with ``hold``, inside the transaction that relies on it.
@@ -398,7 +404,7 @@ class EmailRawMessage(Table):
         """Overdue stored messages of a lane, most overdue first; small columns only."""
         with database.connected():
             return list(
-                cls.select(cls.id, cls.account, cls.attempts, cls.internal_date)
+                cls.select(cls.id, cls.account, cls.attempts, cls.internal_date, cls.storage_type)
                 .where(
                     cls.status == MessageStatus.STORED,
                     cls.imported == imported,

@@ -60,7 +60,7 @@ class ImapLimits:
 
 def _account(account_id: int) -> EmailAccount | None:
     with database.connected():
-        return EmailAccount.get_or_none(EmailAccount.id == account_id)  # type: ignore[no-any-return]
+        return EmailAccount.by_id(account_id)
 
 
 limits = ImapLimits()
@@ -275,16 +275,14 @@ def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
     messages: list[Queued] = []
     if outcome.unfinished:
         messages.append((continue_import.message(account.id, account.due), None))
-    with database.connected():
-        account = EmailAccount.get_or_none(EmailAccount.id == account.id)
-    moment = database.now()
-    if account and account.state == AccountState.ACTIVE and account.poll_interval < TICK:
-        ahead = account.next_poll_at - moment
-        if account.queued_until is None and ahead < timedelta(seconds=TICK):
+    now = _account(account.id)
+    if now and now.state == AccountState.ACTIVE and now.poll_interval < TICK:
+        ahead = now.next_poll_at - database.now()
+        if now.queued_until is None and ahead < timedelta(seconds=TICK):
             with database.transaction(durable=False):
-                EmailAccount.mark_queued([account.id], account.next_poll_at)
+                EmailAccount.mark_queued([now.id], now.next_poll_at)
             delay = max(1, int(ahead.total_seconds() * 1_000))
-            messages.append((poll_account.message(account.id, account.due), delay))
+            messages.append((poll_account.message(now.id, now.due), delay))
     if not messages:
         return
     try:
