@@ -22,6 +22,8 @@ from .models import (
 
 #: Days of the chart.
 DAYS = 30
+#: What is said of a chosen folder that was there before.
+VANISHED = "the server has no folder of this name any more: it was deleted or renamed"
 #: Unfetched messages that are listed.
 LISTED = 100
 SUMS = ("messages", "bytes", "attachments", "attachment_bytes", "failures")
@@ -123,7 +125,9 @@ def _folders(account: EmailAccount) -> list[dict[str, Any]]:
         .group_by(failure.folder)
         .tuples()
     )
-    rows = table.select().where(table.account == account, table.gone_at.is_null())
+    chosen = account.folders
+    there = table.gone_at.is_null() if chosen is None else table.name.in_(chosen)
+    rows = table.select().where(table.account == account, there)
     return [
         {
             "name": folder.name,
@@ -139,10 +143,9 @@ def _folders(account: EmailAccount) -> list[dict[str, Any]]:
             "low": folder.low,
             "high": folder.high,
             "unfetched": unfetched.get(folder.id, 0),
-            "last_error": folder.last_error,
+            "last_error": VANISHED if folder.gone_at else folder.last_error,
         }
         for folder in rows.order_by(table.id)
-        if account.folders is None or folder.name in account.folders
     ]
 
 

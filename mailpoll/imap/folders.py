@@ -12,6 +12,8 @@ from .responses import Listed, Status
 SPECIAL_USE = frozenset(
     ("\\all", "\\archive", "\\drafts", "\\flagged", "\\important", "\\junk", "\\sent", "\\trash")
 )
+#: Bytes of a folder's name; longer ones are no honest server's.
+NAME_LIMIT = 1_000
 UNSELECTABLE = frozenset(("\\noselect", "\\nonexistent"))
 
 
@@ -30,7 +32,8 @@ def selectable(listed: Sequence[Listed], statuses: dict[bytes, Status]) -> list[
     found: dict[bytes, Folder] = {}
     for entry in listed:
         unsafe = any(byte in entry.wire_name for byte in (b"\r", b"\n", b"\0"))
-        if unsafe or not entry.wire_name or entry.flags & UNSELECTABLE:
+        usable = 0 < len(entry.wire_name) <= NAME_LIMIT and not unsafe
+        if not usable or entry.flags & UNSELECTABLE:
             continue
         use = next(iter(sorted(entry.flags & SPECIAL_USE)), None)
         name = display_name(entry.wire_name, entry.delimiter)

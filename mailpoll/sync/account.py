@@ -175,13 +175,13 @@ class AccountSync:
 
     def _refresh_folders(self) -> list[tuple[EmailFolder, Status | None]]:
         chosen = self.account.folders
-        listed = [
+        skip = partial(providers.skipped, self.account.host)
+        wanted = [
             folder
             for folder in selectable(*self.session.list_folders())
-            if chosen or not providers.skipped(self.account.host, folder.special_use)
+            if (folder.name in chosen if chosen else not skip(folder.special_use))
         ]
-        rows = self.ledger.folders(listed)
-        wanted = [folder for folder in listed if chosen is None or folder.name in chosen]
+        rows = self.ledger.folders(wanted)
         untold = [folder.wire_name for folder in wanted if folder.status is None]
         statuses = self.session.statuses(untold)
         return [

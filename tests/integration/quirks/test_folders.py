@@ -201,3 +201,20 @@ def test_ten_thousand_folders_are_polled(scripted: System) -> None:
         polled(account)
     # A poll without news is a handful of commands
     assert len(server.commands) - before < 8
+
+
+def test_a_chosen_folder_that_is_renamed_says_so(scripted: System) -> None:
+    with ScriptedImap(messages={1: message("inbox")}) as server:
+        server.folders[b"Sales"] = Mailbox({1: message("sale")})
+        account = polled(add(server, folders=["Sales"]))
+        server.folders[b"Sales 2026"] = server.folders.pop(b"Sales")
+        polled(account)
+        (shown,) = scripted.get(f"/admin/email-accounts/{account.uuid}/stats")["folders"]
+        assert shown["name"] == "Sales"
+        assert "deleted or renamed" in shown["last_error"]
+        # And folders that are not chosen are no part of any figure
+        assert scripted.get("/admin/stats")["folders"] == {
+            "complete": 0,
+            "importing": 0,
+            "unproved": 0,
+        }
