@@ -226,6 +226,7 @@ CUTS: dict[str, Callable[[bytes], bytes]] = {
     "reset in the middle": lambda raw: raw[: len(raw) // 2] + RESET,
     "reset before the last byte": lambda raw: raw[:-1] + RESET,
     "fewer bytes than announced": lambda raw: raw[:-20] + b")\r\n{tag} OK done\r\n" + HANG,
+    "more bytes than announced": lambda raw: raw + b"and more\r\n)\r\n{tag} OK done\r\n",
     "bye in the middle": lambda raw: raw[:10] + b"\r\n* BYE\r\n" + CLOSE,
 }
 
