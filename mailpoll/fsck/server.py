@@ -80,7 +80,7 @@ class Mailbox:
         return bodies[0] if bodies else None
 
     def _download(self, entries: Sequence[Fetched]) -> list[Body]:
-        downloader = Downloader(self.session, settings(), lambda: None)
+        downloader = Downloader(self.session, settings())
         try:
             return downloader.fetch(entries).bodies
         except Broken as broken:

@@ -5,6 +5,7 @@ table of that.
 """
 
 import re
+import ssl
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -232,6 +233,13 @@ def _fault(text: str, otherwise: Fault) -> Fault:
         if re.search(pattern, text, re.IGNORECASE):
             return fault
     return otherwise
+
+
+def reason_of(error: OSError) -> str:
+    """What went wrong with a connection, without Python's file and line."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    return error.strerror or str(error) or type(error).__name__
 
 
 def printable(text: str, limit: int = 300) -> str:

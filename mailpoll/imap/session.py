@@ -21,7 +21,7 @@ from imapclient import exceptions
 from .. import __version__
 from ..settings import Settings
 from . import hosts, providers, responses
-from .errors import Fault, ImapError, refusal
+from .errors import Fault, ImapError, reason_of, refusal
 from .responses import Fetched, Listed, Literal, Status
 from .wire import LITERAL, WireIMAP4
 
@@ -184,7 +184,9 @@ def dial(login: Login, address: str, timeout: float) -> socket.socket:
     try:
         sock = socket.create_connection((address, login.port), timeout)
     except OSError as error:
-        raise ImapError(Fault.UNREACHABLE, f"{login.host}:{login.port}: {_reason(error)}") from None
+        raise ImapError(
+            Fault.UNREACHABLE, f"{login.host}:{login.port}: {reason_of(error)}"
+        ) from None
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
@@ -199,13 +201,7 @@ def secure(login: Login, sock: socket.socket, context: ssl.SSLContext) -> ssl.SS
         return context.wrap_socket(sock, server_hostname=login.host)
     except (ssl.SSLError, OSError) as error:
         sock.close()
-        raise ImapError(Fault.TLS, f"{login.host}:{login.port}: {_reason(error)}") from None
-
-
-def _reason(error: OSError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    return error.strerror or str(error) or type(error).__name__
+        raise ImapError(Fault.TLS, f"{login.host}:{login.port}: {reason_of(error)}") from None
 
 
 def _enable(imap: imapclient.IMAPClient, login: Login) -> None:
@@ -378,6 +374,10 @@ class Session:
     @property
     def _connection(self) -> WireIMAP4:
         return self._imap._imap  # type: ignore[no-any-return]
+
+    def while_reading(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called whenever bytes come in, however slowly."""
+        self._connection.wire.while_reading = call
 
     def supports(self, capability: str) -> bool:
         with _translated(""):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .errors import Fault, ImapError
+from .errors import Fault, ImapError, reason_of
 
 #: Longest line, in bytes. The longest honest ones are lists of UIDs: a million of them fit.
 LINE_LIMIT = 16_000_000
@@ -44,6 +44,7 @@ class Wire:
         self._start = 0
         self._since = time.monotonic()
         self._came = 0
+        self.while_reading: Callable[[], None] = lambda: None
 
     def readline(self, limit: int = LINE_LIMIT) -> bytes:
         """One line with its line end.
@@ -108,6 +109,7 @@ class Wire:
             raise ImapError(Fault.CONNECTION_LOST, "in the middle of a conversation")
         self._buffer += data
         self._check_rate(len(data))
+        self.while_reading()
 
     def _check_rate(self, size: int) -> None:
         """A byte now and then never trips the read time-out, and would hold the thread for ever."""
@@ -179,11 +181,12 @@ class WireIMAP4(imaplib.IMAP4):
         """
         kind, text = self._simple_command("STARTTLS")
         if kind != "OK":
-            raise ImapError(Fault.TLS, f"STARTTLS refused: {text[0]!r}")
+            words = bytes(text[0] or b"").decode("utf-8", "replace")
+            raise ImapError(Fault.TLS, f"the server refuses STARTTLS: {words}")
         self.untagged_responses.clear()
         try:
             self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
         except (ssl.SSLError, OSError) as error:
-            raise ImapError(Fault.TLS, str(error)) from None
+            raise ImapError(Fault.TLS, reason_of(error)) from None
         self.wire = Wire(self.sock, self._read_timeout, self._deadline)
         self._get_capabilities()

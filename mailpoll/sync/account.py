@@ -108,7 +108,7 @@ class AccountSync:
           ImapError: the server cannot be polled; nothing came in.
         """
         with ExitStack() as self._connection:
-            self.session = self._connection.enter_context(self._connect(None))
+            self._enter(None)
             try:
                 self._run()
             except _SliceOver:
@@ -169,7 +169,12 @@ class AccountSync:
         self._reconnects -= 1
         self.batch_messages = 1
         self._connection.close()
-        self.session = self._connection.enter_context(self._connect(error))
+        self._enter(error)
+
+    def _enter(self, after: ImapError | None) -> None:
+        """Open a session; the lease is kept for as long as it brings anything, however slowly."""
+        self.session = self._connection.enter_context(self._connect(after))
+        self.session.while_reading(self.ledger.keep_lease)
 
     # Folders
 
@@ -427,7 +432,7 @@ class AccountSync:
         return [entry for entry in entries if entry.uid not in found], copies
 
     def _download(self, folder: EmailFolder, chosen: Sequence[Fetched], imported: bool) -> Batch:
-        downloader = Downloader(self.session, self.settings, self.ledger.keep_lease)
+        downloader = Downloader(self.session, self.settings)
         suspected = (folder.id, chosen[0].uid) in self._suspects
         try:
             return downloader.fetch(chosen, in_parts=suspected)
@@ -519,11 +524,7 @@ class AccountSync:
         self._prove(folder, seen, whole=True, withheld=withheld)
 
     def _compare(self, folder: EmailFolder, seen: Status, lister: proof.Lister) -> proof.Difference:
-        def listed(first: int, last: int) -> list[int]:
-            self.ledger.keep_lease()
-            return lister(first, last)
-
-        return proof.compare(folder, self._top(folder, seen), seen.messages or 0, listed)
+        return proof.compare(folder, self._top(folder, seen), seen.messages or 0, lister)
 
     def _top(self, folder: EmailFolder, seen: Status) -> int:
         """The highest UID there can be, also where UIDNEXT is too low."""

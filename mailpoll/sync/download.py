@@ -5,7 +5,7 @@ A UID whose body does not come gets a reason instead, so that none is passed ove
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,18 +107,11 @@ def batches(
 
 
 class Downloader:
-    """Fetches bodies of the session's open folder.
+    """Fetches bodies of the session's open folder."""
 
-    Parameters:
-      keep_lease: called now and then during a long download.
-    """
-
-    def __init__(
-        self, session: Session, settings: Settings, keep_lease: Callable[[], None]
-    ) -> None:
+    def __init__(self, session: Session, settings: Settings) -> None:
         self._session = session
         self._settings = settings
-        self._keep_lease = keep_lease
 
     def fetch(self, entries: Sequence[Fetched], *, in_parts: bool = False) -> Batch:
         """The bodies of a batch, or a reason for each that does not come.
@@ -150,7 +143,6 @@ class Downloader:
         for uid, data in self._session.bodies([entry.uid for entry in entries if entry.uid]):
             digest = hashlib.sha256(data).hexdigest()
             batch.bodies.append(_body(told[uid], digest, len(data), data))
-            self._keep_lease()
 
     def _fetch_single(self, entry: Fetched, batch: Batch) -> None:
         """A large message, or one that the server left out of a batch: in parts, to a file."""
@@ -205,7 +197,6 @@ class Downloader:
                         raise ImapError(Fault.REFUSED, f"more than {limit} bytes")
                     if part.last:
                         return _body(entry, digest.hexdigest(), size, path)
-                    self._keep_lease()
         except BaseException:
             path.unlink(missing_ok=True)
             raise
