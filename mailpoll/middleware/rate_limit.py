@@ -96,8 +96,13 @@ class RateLimit(Middleware):
             return
         # Some spread, so that those that wait do not come back all at once.
         delay = wait + int(min(wait, SPREAD) * random.uniform(0.0, 0.5))  # noqa: S311
-        broker.enqueue(message.copy(), delay=delay)
-        rules.postponed(delay / 1_000, *message.args)
+        try:
+            broker.enqueue(message.copy(), delay=delay)
+            rules.postponed(delay / 1_000, *message.args)
+        except Exception as error:
+            # Dramatiq would log it and run the message all the same, over the limit. If it was not
+            # enqueued, the next tick finds the account due.
+            log.warning("message put off, with an error", error=type(error).__name__)
         raise SkipMessage("waits for a rate limit")
 
     def after_process_message(

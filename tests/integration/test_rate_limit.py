@@ -222,3 +222,18 @@ def test_without_redis_nothing_is_limited_and_nothing_fails(system: System, tmp_
     limits.before_process_message(system.broker, second)
     for message in (first, second):
         limits.after_process_message(system.broker, message)
+
+
+def test_a_message_that_is_put_off_never_runs_over_the_limit(system: System) -> None:
+    # Given a limit that cannot write down that a message was put off
+    class Forgetful(One):
+        def postponed(self, seconds: float, *_: Any) -> None:
+            raise ConnectionError
+
+    hold = declare(system.broker, Forgetful())
+    first, second = hold.message(0), hold.message(0)
+    system.broker.emit_before("process_message", first)
+    # Then it is skipped all the same
+    with pytest.raises(SkipMessage):
+        system.broker.emit_before("process_message", second)
+    system.broker.emit_after("process_message", first)
