@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import imapclient
@@ -36,6 +37,7 @@ from mailpoll.models import (
     EmailLocation,
     EmailRawMessage,
 )
+from mailpoll.settings import settings
 from tests.integration.rows import account_row, change_accounts
 from tests.integration.system import PASSWORD, System, wait_until
 from tests.integration.test_cli import clean, read_until, run
@@ -218,7 +220,9 @@ def rot(system: System, content: bytes, seaweed: Seaweed) -> None:
     """Damage a blob on the disk of the store, or put something unreadable in its place."""
     storage = runtime.storage()
     if storage.has_object_store:
-        for path in (seaweed.directory / "data").rglob("*.dat"):
+        # Its bucket's volumes alone: those of other tests come and go meanwhile
+        bucket = urlsplit(settings().storage).path.strip("/")
+        for path in (seaweed.directory / "data").glob(f"{bucket}_*.dat"):
             offset = path.read_bytes().find(content)
             if offset >= 0:
                 with path.open("r+b") as file:
