@@ -12,7 +12,7 @@ from typing import Any
 import dramatiq
 import structlog
 
-from .. import accounts, database, parsing, runtime
+from .. import accounts, database, parsing, runtime, spool
 from ..blobs import BlobMissing, NewBlob, StorageType, StoreUnavailable, blob_key
 from ..broker import IMPORT, PROCESS
 from ..imap import is_placeholder
@@ -154,7 +154,7 @@ def _raw(message: Claimed) -> Iterator[bytes | Path]:
             digest.update(content)
             raw: bytes | Path = content
         else:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(dir=_spool()))
+            directory = stack.enter_context(tempfile.TemporaryDirectory(dir=spool.directory()))
             raw = Path(directory) / "raw"
             with raw.open("wb") as file:
                 while chunk := stream.read(262_144):
@@ -165,18 +165,12 @@ def _raw(message: Claimed) -> Iterator[bytes | Path]:
         yield raw
 
 
-def _spool() -> Path:
-    directory = settings().spool_dir
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return directory
-
-
 def _store_attachments(message: Claimed, parsed: parsing.ParsedMessage) -> list[dict[str, Any]]:
     """Put the attachments into the store; tells the columns of their rows."""
     if not parsed.attachments:
         return []
     keys = {part.sha256: blob_key(message.account_uuid, part.sha256) for part in parsed.attachments}
-    with tempfile.TemporaryDirectory(dir=_spool()) as directory:
+    with tempfile.TemporaryDirectory(dir=spool.directory()) as directory:
         fresh = {
             part.sha256: NewBlob(
                 keys[part.sha256], part.size, part.sha256, _content(part, Path(directory))

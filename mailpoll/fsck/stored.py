@@ -15,7 +15,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from .. import database, parsing, runtime
+from .. import database, parsing, runtime, spool
 from ..blobs import (
     BlobCorrupt,
     BlobMissing,
@@ -147,8 +147,8 @@ def check_leftovers() -> Iterator[Difference]:
         for uuid in store.accounts():
             yield from _unknown_account(uuid, store_type, store)
     before = time.time() - ORPHAN_AGE.total_seconds()
-    spool = settings().spool_dir
-    for path in sorted(spool.iterdir()) if spool.is_dir() else ():
+    files = settings().spool_dir
+    for path in sorted(files.iterdir()) if files.is_dir() else ():
         if _written_at(path) < before:
             yield Difference(Kind.LEFTOVER, key=str(path), mend=partial(_remove, path))
 
@@ -162,10 +162,7 @@ def _written_at(path: Path) -> float:
 
 
 def _remove(path: Path, _: EmailAccount | None) -> Repair:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    spool.remove(path)
     return Repair(Outcome.REPAIRED, "removed")
 
 
@@ -394,7 +391,7 @@ def _extract_again(row: Row, account: EmailAccount | None) -> Repair:
         with _raw(_row(message)) as raw:
             for part in parsing.parse(raw).attachments:
                 if part.sha256 == row.sha256:
-                    with tempfile.TemporaryDirectory(dir=_spool()) as directory:
+                    with tempfile.TemporaryDirectory(dir=spool.directory()) as directory:
                         path = Path(directory) / "part"
                         with path.open("wb") as file:
                             file.writelines(part.chunks())
@@ -418,16 +415,10 @@ def _raw(row: Row) -> Iterator[bytes | Path]:
         if row.size <= IN_MEMORY:
             yield stream.read()
             return
-        with tempfile.NamedTemporaryFile(dir=_spool()) as file:
+        with tempfile.NamedTemporaryFile(dir=spool.directory()) as file:
             shutil.copyfileobj(stream, file, CHUNK)
             file.flush()
             yield Path(file.name)
-
-
-def _spool() -> Path:
-    directory = settings().spool_dir
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return directory
 
 
 def _put(row: Row, source: bytes | Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from .. import spool
 from ..imap import Fault, Fetched, ImapError, Part, Session
 from ..models import FetchVerdict
 from ..settings import Settings
@@ -180,7 +181,7 @@ class Downloader:
         """Download in parts into a file; ends at a short part, whatever size was announced."""
         uid = entry.uid or 0
         digest, size = hashlib.sha256(), 0
-        path = _new_file(self._settings.spool_dir)
+        path = _new_file()
         try:
             with path.open("r+b") as file:
                 while True:
@@ -213,9 +214,8 @@ def _body(entry: Fetched, sha256: str, size: int, source: bytes | Path) -> Body:
     return Body(entry.uid or 0, arrived, sha256, size, source, *told)
 
 
-def _new_file(directory: Path) -> Path:
+def _new_file() -> Path:
     """An empty file for one large message, readable by its owner only."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = directory / os.urandom(16).hex()
+    path = spool.directory() / os.urandom(16).hex()
     path.touch(mode=0o600, exist_ok=False)
     return path

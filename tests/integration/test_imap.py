@@ -2,6 +2,7 @@
 
 import hashlib
 import imaplib
+import os
 import re
 import select
 import socket
@@ -303,3 +304,21 @@ def test_a_message_of_150_mb_is_stored_exactly_in_little_memory(
     assert by_processing < HUGE / 3
     # And no temporary file is left
     assert list(system.settings.spool_dir.iterdir()) == []
+
+
+def test_what_a_killed_process_left_in_the_spool_goes_with_the_next_large_message(
+    embedded: System, address: str
+) -> None:
+    # Given a file and a directory of processes that died long ago, and a file of one at work
+    spool = embedded.settings.spool_dir
+    (spool / "dead directory").mkdir(parents=True)
+    for name in ("dead", "at work"):
+        (spool / name).write_bytes(b"half a message")
+    for name in ("dead", "dead directory"):
+        os.utime(spool / name, (0, 0))
+    # When a message is downloaded in parts
+    embedded.dovecot.deliver(address, message("large", "x" * 1_500_000))
+    embedded.poll_and_process(embedded.add_account(address))
+    # Then only what is at work is left
+    assert [path.name for path in spool.iterdir()] == ["at work"]
+    (spool / "at work").unlink()
