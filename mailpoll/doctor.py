@@ -11,7 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .imap import ImapError, Login, Session, providers, selectable, session
+from .imap import ImapError, Login, Session, providers, selectable
+from .imap import connection as steps
 from .imap.errors import TREATMENT, Fault, printable
 from .settings import Settings
 
@@ -110,28 +111,28 @@ class Examination:
         return first + between[self.login.security] + last
 
     def _resolve(self) -> str:
-        self._address = session.reach(self.login, self._config)
+        self._address = steps.reach(self.login, self._config)
         return f"{self.login.host} is {self._address}"
 
     def _connect(self) -> str:
         timeout = self._config.imap_connect_timeout
-        self._socket = session.dial(self.login, self._address, timeout)
+        self._socket = steps.dial(self.login, self._address, timeout)
         return f"port {self.login.port} is open"
 
     def _secure(self) -> str:
         assert self._socket
-        context = session.tls_context(self._config.imap_ca_file)
-        self._socket = session.secure(self.login, self._socket, context)
+        context = steps.tls_context(self._config.imap_ca_file)
+        self._socket = steps.secure(self.login, self._socket, context)
         return _certificate(self._socket)
 
     def _greet(self) -> str:
         sock = self._socket
         assert sock
-        self._imap = session.greet(self.login, self._config, self._deadline, lambda: sock)
+        self._imap = steps.greet(self.login, self._config, self._deadline, lambda: sock)
         return _text(self._imap._imap.welcome)
 
     def _start_tls(self) -> str:
-        session.start_tls(self._imap, self.login, self._config)
+        steps.start_tls(self._imap, self.login, self._config)
         return _certificate(self._imap._imap.sock)
 
     def _ask_capabilities(self) -> str:
@@ -139,11 +140,11 @@ class Examination:
         return _text(b" ".join(self._offered))
 
     def _log_in(self) -> str:
-        session.authenticate(self._imap, self.login)
+        steps.authenticate(self._imap, self.login)
         return f"as {printable(self.login.username)}"
 
     def _identify(self) -> str:
-        answer = session.identify(self._imap, self.login, self._offered)
+        answer = steps.identify(self._imap, self.login, self._offered)
         # Asks what is offered to those who have logged in, if they were not told.
         Session(self._imap, self._config).supports("IMAP4rev1")
         self.extensions = sorted(_text(word) for word in self._imap.capabilities())

@@ -1,11 +1,12 @@
 """IMAP as mailpoll speaks it: reading only, bounded in time and size. Knows no database."""
 
+from .connection import Login
 from .errors import Fault, ImapError
 from .estimate import Estimate, estimate
 from .folders import Folder, selectable
 from .placeholders import is_placeholder
 from .responses import Fetched, Status
-from .session import Login, Part, Session, connect
+from .session import Part, Session, connect
 
 __all__ = [
     "Estimate",

@@ -23,9 +23,9 @@ import dns.resolver
 
 from ..settings import Settings
 from . import https, providers
+from .connection import greets
 from .errors import Fault, ImapError, printable
 from .providers import Preset
-from .session import greets
 
 #: Seconds for all of it.
 TIMEOUT = 20

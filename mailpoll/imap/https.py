@@ -18,8 +18,8 @@ from urllib3.connection import HTTPSConnection
 from .. import __version__
 from ..settings import Settings
 from . import hosts
+from .connection import tls_context
 from .errors import Fault, ImapError
-from .session import tls_context
 
 #: Bytes of an answer; token answers and autoconfig files have a few thousand.
 LIMIT = 200_000

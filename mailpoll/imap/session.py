@@ -1,33 +1,31 @@
 """One authenticated connection to a server, reading only.
 
-``IMAPClient`` does the greeting, capabilities, login and ID. Folder lists and messages are read
-by the code here, straight from the wire: its parser would hold every body three times.
+Folder lists and messages are read by the code here, straight from the wire: the parser of
+``IMAPClient`` would hold every body three times.
 """
 
-import functools
-import re
-import socket
-import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import imapclient
-from imapclient import exceptions
 
-from .. import __version__
 from ..settings import Settings
-from . import hosts, providers, responses
-from .errors import Fault, ImapError, reason_of, refusal
+from . import responses
+from .connection import (
+    Login,
+    authenticate,
+    connection_to,
+    enable,
+    identify,
+    start_tls,
+    translated,
+)
+from .errors import Fault, ImapError, refusal
 from .responses import Fetched, Listed, Literal, Status
 from .wire import LITERAL, WireIMAP4
-
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-#: What we say of ourselves (RFC 2971). 163.com and others refuse EXAMINE to those who say nothing.
-IDENTITY = {"name": "mailpoll", "version": __version__, "vendor": "mailpoll"}
 
 #: Commands on their way at once; more could fill both sides' socket buffers and stand still.
 PIPELINE = 100
@@ -43,21 +41,6 @@ WHOLE_BYTES = 64_000_000
 SET_LENGTH = 900
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
-    """Where to connect and as whom. ``secret`` is a password or an OAuth 2 access token."""
-
-    host: str
-    port: int
-    security: str
-    username: str
-    auth: str
-    secret: str
-
-    def __repr__(self) -> str:
-        return f"Login({self.username!r}, {self.host!r}, {self.port}, secret hidden)"
-
-
 @contextmanager
 def connect(login: Login, settings: Settings, seconds: float) -> Iterator["Session"]:
     """An open session for the block.
@@ -68,7 +51,7 @@ def connect(login: Login, settings: Settings, seconds: float) -> Iterator["Sessi
     Raises:
       ImapError: of every kind; nothing else comes out of this package.
     """
-    imap = _client(login, settings, time.monotonic() + seconds)
+    imap = connection_to(login, settings, time.monotonic() + seconds)
     session = Session(imap, settings)
     try:
         if login.security == "starttls":
@@ -76,274 +59,12 @@ def connect(login: Login, settings: Settings, seconds: float) -> Iterator["Sessi
         offered = imap.capabilities()
         authenticate(imap, login)
         identify(imap, login, offered)
-        _enable(imap, login)
+        enable(imap, login)
         yield session
         session.log_out()
     finally:
         with suppress(Exception):
             imap.shutdown()
-
-
-def greets(host: str, port: int, settings: Settings, seconds: float) -> None:
-    """Return if an IMAP server with a trusted certificate answers there.
-
-    Raises:
-      ImapError: none does.
-    """
-    login = Login(host, port, "tls", "", "password", "")
-    _client(login, settings, time.monotonic() + seconds).shutdown()
-
-
-def _client(login: Login, settings: Settings, deadline: float) -> imapclient.IMAPClient:
-    address = reach(login, settings)
-    implicit = tls_context(settings.imap_ca_file) if login.security == "tls" else None
-    timeout = min(settings.imap_connect_timeout, max(0.1, deadline - time.monotonic()))
-    open_socket = functools.partial(_open, login, address, timeout, implicit)
-    return greet(login, settings, deadline, open_socket)
-
-
-def reach(login: Login, settings: Settings) -> str:
-    """The address to connect to.
-
-    Raises:
-      ImapError: mailpoll may not connect there, or not like this, or the host does not resolve.
-    """
-    if login.security == "plain" and not settings.imap_allow_plain:
-        raise ImapError(
-            Fault.TLS, "connections without TLS are off; MAILPOLL_IMAP_ALLOW_PLAIN=yes allows them"
-        )
-    for value in (login.host, login.username, login.secret):
-        if CONTROL.search(value):
-            raise ImapError(Fault.REFUSED, "control characters in the host, user name or password")
-    return hosts.resolve(login.host, login.port, settings.imap_allowed_networks)
-
-
-def greet(
-    login: Login, settings: Settings, deadline: float, open_socket: Callable[[], socket.socket]
-) -> imapclient.IMAPClient:
-    """Read the greeting and the first capabilities on a socket that is connected then.
-
-    Parameters:
-      deadline: ``time.monotonic()`` value at which the whole conversation must be over.
-
-    Raises:
-      ImapError: no IMAP server, or one that does not want us now.
-    """
-    with _translated(login.secret, greeting=True):
-        return _Client(
-            login.host,
-            WireIMAP4(
-                open_socket,
-                login.host,
-                settings.imap_read_timeout,
-                deadline,
-                settings.part_bytes,
-            ),
-        )
-
-
-class _Client(imapclient.IMAPClient):  # type: ignore[misc]
-    """``IMAPClient`` over a connection that is already made, without its log of every line."""
-
-    def __init__(self, host: str, connection: WireIMAP4) -> None:
-        self._connection = connection
-        super().__init__(host, ssl=False)
-        # imapclient turns on imaplib's trace, which formats every line and would show passwords.
-        connection.debug = 0
-
-    def _create_IMAP4(self) -> WireIMAP4:  # noqa: N802 - the name is imapclient's
-        return self._connection
-
-
-@functools.lru_cache(maxsize=4)
-def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """The process's one client context: making it costs 43 ms, a hundred times a poll's own CPU."""
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca_file:
-        context.load_verify_locations(ca_file)
-    return context
-
-
-def _open(
-    login: Login, address: str, timeout: float, context: ssl.SSLContext | None
-) -> socket.socket:
-    sock = dial(login, address, timeout)
-    return secure(login, sock, context) if context else sock
-
-
-def dial(login: Login, address: str, timeout: float) -> socket.socket:
-    """A connection to the address that ``reach`` told.
-
-    Parameters:
-      timeout: seconds.
-
-    Raises:
-      ImapError: nobody answers there.
-    """
-    try:
-        sock = socket.create_connection((address, login.port), timeout)
-    except OSError as error:
-        raise ImapError(
-            Fault.UNREACHABLE, f"{login.host}:{login.port}: {reason_of(error)}"
-        ) from None
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
-
-
-def secure(login: Login, sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
-    """TLS from the first byte, with a certificate for the host.
-
-    Raises:
-      ImapError: there is none, or none that is trusted.
-    """
-    try:
-        return context.wrap_socket(sock, server_hostname=login.host)
-    except (ssl.SSLError, OSError) as error:
-        sock.close()
-        raise ImapError(Fault.TLS, f"{login.host}:{login.port}: {reason_of(error)}") from None
-
-
-def _enable(imap: imapclient.IMAPClient, login: Login) -> None:
-    """Ask for UIDs only (RFC 9586): Yahoo shows the newest 10,000 messages to all others."""
-    with _translated(login.secret):
-        if imap.has_capability("UIDONLY"):
-            with suppress(exceptions.IMAPClientError):
-                imap._imap._simple_command("ENABLE", "UIDONLY")
-
-
-def start_tls(imap: imapclient.IMAPClient, login: Login, settings: Settings) -> None:
-    """TLS after the greeting.
-
-    Raises:
-      ImapError: the server does not offer it, or has no certificate that is trusted.
-    """
-    connection: WireIMAP4 = imap._imap
-    if connection.state == "AUTH":
-        raise ImapError(Fault.TLS, "the server greets with PREAUTH, which leaves no room for TLS")
-    with _translated(login.secret):
-        if not imap.has_capability("STARTTLS"):
-            raise ImapError(Fault.TLS, "the server does not offer STARTTLS")
-        connection.secure(tls_context(settings.imap_ca_file))
-    imap._cached_capabilities = None
-
-
-def authenticate(imap: imapclient.IMAPClient, login: Login) -> None:
-    """Log in, unless the server greeted with PREAUTH.
-
-    Raises:
-      ImapError: refused; the kind says why.
-    """
-    if imap._imap.state == "AUTH":
-        return
-    with _translated(login.secret):
-        _give_secret(imap, login)
-    # Servers offer more to those who have logged in.
-    imap._cached_capabilities = None
-
-
-def _give_secret(imap: imapclient.IMAPClient, login: Login) -> None:
-    try:
-        if login.auth == "oauth2":
-            _bearer(imap, login)
-        elif login.username.isascii() and login.secret.isascii():
-            # imaplib quotes the password only; a user name may hold blanks as well.
-            imap.login(imap._imap._quote(login.username), login.secret)
-        else:
-            imap.plain_login(login.username, login.secret)
-    except exceptions.LoginError as error:
-        # A BYE during the login says nothing about the password, though imapclient raises the same.
-        ended = isinstance(error.__context__, exceptions.IMAPClientAbortError)
-        fault = Fault.CONNECTION_LOST if ended else Fault.AUTH_FAILED
-        raise refusal(_scrub(str(error), login.secret), fault) from None
-
-
-def identify(imap: imapclient.IMAPClient, login: Login, offered: Sequence[bytes]) -> str | None:
-    """Say who we are (RFC 2971) where that is offered or known to be demanded.
-
-    A server that does not like it is polled all the same.
-
-    Parameters:
-      offered: capabilities before the login; some servers name ID only then.
-
-    Returns:
-      The server's answer, "" if it gives none; ``None`` when nothing was said.
-
-    Raises:
-      ImapError: the connection ended.
-    """
-    preset = providers.preset_of(login.host)
-    demanded = preset is not None and preset.demands_id
-    with _translated(login.secret):
-        if not (demanded or b"ID" in offered or imap.has_capability("ID")):
-            return None
-        return _exchange_names(imap._imap)
-
-
-def _exchange_names(connection: Any) -> str:
-    words = " ".join(connection._quote(word) for pair in IDENTITY.items() for word in pair)
-    try:
-        kind, _ = connection._simple_command("ID", f"({words})")
-        _, lines = connection._untagged_response(kind, [None], "ID")
-    except exceptions.IMAPClientAbortError:
-        raise
-    except exceptions.IMAPClientError:
-        return ""
-    line = lines[-1] if kind == "OK" and lines else None
-    return line.decode("utf-8", "replace") if isinstance(line, bytes) else ""
-
-
-def _bearer(imap: imapclient.IMAPClient, login: Login) -> None:
-    """Log in with an access token: XOAUTH2 where it is offered, else OAUTHBEARER (RFC 7628).
-
-    XOAUTH2 is Google's (https://developers.google.com/workspace/gmail/imap/xoauth2-protocol), and
-    Microsoft has nothing else. Both tell a refusal in a challenge that wants an answer before the
-    NO comes: an empty one, or 0x01 for OAUTHBEARER.
-    """
-    offered = imap.capabilities()
-    bearer = f"auth=Bearer {login.secret}\x01\x01"
-    if b"AUTH=XOAUTH2" in offered or b"AUTH=OAUTHBEARER" not in offered:
-        answers = iter((f"user={login.username}\x01{bearer}", ""))
-        imap.sasl_login("XOAUTH2", lambda _: next(answers, None))
-    else:
-        name = login.username.replace("=", "=3D").replace(",", "=2C")
-        answers = iter((f"n,a={name},\x01{bearer}", "\x01"))
-        imap.sasl_login("OAUTHBEARER", lambda _: next(answers, None))
-
-
-@contextmanager
-def _translated(secret: str, *, greeting: bool = False) -> Iterator[None]:
-    """Let only ``ImapError`` out, and no word of the secret, should the server echo it.
-
-    Parameters:
-      greeting: nothing but the server's first words is being read.
-    """
-    try:
-        yield
-    except exceptions.IMAPClientAbortError as error:
-        text = _scrub(str(error), secret)
-        nonsense = "unexpected response" in text
-        fault = Fault.PROTOCOL if nonsense else Fault.CONNECTION_LOST
-        raise refusal(text, fault, greeting=greeting) from None
-    except exceptions.IMAPClientError as error:
-        text = _scrub(str(error), secret)
-        # The only greeting that is refused in words is BYE.
-        fault = Fault.CONNECTION_LOST if greeting else Fault.REFUSED
-        raise refusal(text, fault, greeting=greeting) from None
-    except (OSError, EOFError) as error:
-        raise ImapError(Fault.CONNECTION_LOST, str(error)) from None
-    except (ValueError, IndexError, TypeError, AssertionError, RecursionError) as error:
-        raise ImapError(Fault.PROTOCOL, f"{type(error).__name__} in the server's answer") from None
-
-
-def _scrub(text: str, secret: str) -> str:
-    """Also where the secret is quoted, as in the command, and where ``imaplib`` shows bytes."""
-    quoted = secret.replace("\\", "\\\\").replace('"', '\\"')
-    shown = [form.replace("\\", "\\\\") for form in (quoted, secret)]
-    forms = {*shown, *(form.replace("'", "\\'") for form in shown), quoted, secret} - {""}
-    for form in sorted(forms, key=len, reverse=True):
-        text = text.replace(form, "…")
-    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +101,7 @@ class Session:
         self._connection.wire.while_reading = call
 
     def supports(self, capability: str) -> bool:
-        with _translated(""):
+        with translated(""):
             return bool(self._imap.has_capability(capability))
 
     def list_folders(self) -> tuple[list[Listed], dict[bytes, Status]]:
