@@ -173,4 +173,9 @@ def _entries(broker: Broker, key: str) -> Iterator[dict[bytes, int]]:
     entries = broker.client.hscan_iter(f"{key}.msgs", count=PAGE)
     while page := list(islice(entries, PAGE)):
         decoded = ((raw_id, Message.decode(data)) for raw_id, data in page)
-        yield {raw_id: message.args[0] for raw_id, message in decoded if message.args}
+        yield {raw_id: _row(message.args[0]) for raw_id, message in decoded if message.args}
+
+
+def _row(argument: int | list[int]) -> int:
+    """The row that an entry is about; the first of many, which are one account's."""
+    return argument[0] if isinstance(argument, list) else argument

@@ -16,7 +16,7 @@ dramatiq.set_broker(broker)
 from .delete import delete_account  # noqa: E402
 from .maintain import drain_fallback, sweep  # noqa: E402
 from .poll import continue_import, poll_account  # noqa: E402
-from .process import import_message, process_message  # noqa: E402
+from .process import import_messages, process_message  # noqa: E402
 from .schedule import schedule_polls  # noqa: E402
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "continue_import",
     "delete_account",
     "drain_fallback",
-    "import_message",
+    "import_messages",
     "poll_account",
     "process_message",
     "schedule_polls",

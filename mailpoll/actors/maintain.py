@@ -1,7 +1,6 @@
 """Every minute: enqueue what was left behind, and move fallen-back blobs to the object store."""
 
 import random
-from typing import Any
 
 import dramatiq
 import peewee
@@ -10,16 +9,18 @@ from periodiq import cron
 
 from .. import database, runtime
 from ..blobs import BlobCorrupt, BlobMissing, StorageType, StoreUnavailable
-from ..broker import MAINTENANCE, Queued
+from ..broker import IMPORT, MAINTENANCE, PROCESS, Queued
 from ..models import EmailAttachment, EmailJob, EmailRawMessage, JobState
 from ..settings import settings
 from .delete import delete_account
-from .process import exhausted, give_up, import_message, process_message
+from .process import exhausted, give_up, import_messages, process_message
 
 log = structlog.get_logger()
 
-#: Messages enqueued again in one pass, and waiting ones above which the queue is merely busy.
+#: Messages enqueued again in one pass.
 SWEEP = 1_000
+#: Entries above which a queue is merely busy; one of an import is for many messages.
+BUSY = {PROCESS: 1_000, IMPORT: 50}
 #: Milliseconds over which messages are spread that may have killed workers.
 SUSPECTS = 5_000
 #: Blobs moved in one page.
@@ -33,12 +34,13 @@ def sweep() -> None:
     A row with status ``stored`` is the outbox entry; this makes up for every message that Redis,
     a worker or a dashboard lost. A queue with a long backlog is busy, not lost, and left alone.
     """
-    broker = process_message.broker
-    messages = _lost(process_message, imported=False) + _lost(import_message, imported=True)
-    if messages:
-        ids = [message.args[0] for message, _ in messages]
-        EmailRawMessage.postpone(ids, settings().sweep_after)
-        log.info("swept", messages=len(messages))
+    new, old = _lost(PROCESS, imported=False), _lost(IMPORT, imported=True)
+    if new or old:
+        EmailRawMessage.postpone([row.id for row in (*new, *old)], settings().sweep_after)
+        log.info("swept", messages=len(new) + len(old))
+    messages: list[Queued] = [(process_message.message(row.id), _spread(row)) for row in new]
+    # Each alone: one of them may have killed its worker.
+    messages += [(import_messages.message([row.id]), _spread(row)) for row in old]
     with database.connected():
         jobs = EmailJob.select().where(
             EmailJob.state == JobState.RUNNING,
@@ -46,15 +48,15 @@ def sweep() -> None:
         )
         messages += [(delete_account.message(job.id), None) for job in jobs]
     if messages:
-        broker.enqueue_all(messages)
+        sweep.broker.enqueue_all(messages)
 
 
-def _lost(actor: "dramatiq.Actor[..., Any]", *, imported: bool) -> list[Queued]:
+def _lost(queue: str, *, imported: bool) -> list[EmailRawMessage]:
     """A lane's overdue messages; none while its queue is busy.
 
     Lane by lane, so that a backlog of the import, which is overdue too, hides no new mail.
     """
-    messages: list[Queued] = []
+    rows = []
     away = not _store_answers()
     for message in EmailRawMessage.lost(SWEEP, imported=imported):
         if away and message.storage_type == StorageType.OSS:
@@ -62,9 +64,9 @@ def _lost(actor: "dramatiq.Actor[..., Any]", *, imported: bool) -> list[Queued]:
         if exhausted(message):
             give_up(message)
         else:
-            messages.append((actor.message(message.id), _spread(message)))
-    busy = messages and process_message.broker.do_qsize(actor.queue_name) > SWEEP
-    return [] if busy else messages
+            rows.append(message)
+    busy = rows and sweep.broker.do_qsize(queue) > BUSY[queue]
+    return [] if busy else rows
 
 
 def _store_answers() -> bool:

@@ -21,7 +21,7 @@ from ..middleware.rate_limit import Limit
 from ..models import AccountState, EmailAccount, EmailFolder, LeaseLost
 from ..settings import settings
 from ..sync import BROKEN, LEASE, AccountSync, Outcome
-from .process import import_message, process_message
+from .process import import_messages, process_message
 
 log = structlog.get_logger()
 
@@ -180,12 +180,14 @@ class Sessions:
 
 def announce(message_ids: Sequence[int], imported: bool) -> None:
     """Enqueue the processing of committed messages. If that fails, the sweeper does it."""
-    actor = import_message if imported else process_message
-    messages: list[Queued] = [(actor.message(message_id), None) for message_id in message_ids]
+    if imported:
+        messages: list[Queued] = [(import_messages.message(list(message_ids)), None)]
+    else:
+        messages = [(process_message.message(message_id), None) for message_id in message_ids]
     try:
-        actor.broker.enqueue_all(messages)
+        process_message.broker.enqueue_all(messages)
     except redis.RedisError as error:
-        log.warning("not enqueued; the sweeper will", messages=len(messages), error=str(error))
+        log.warning("not enqueued; the sweeper will", messages=len(message_ids), error=str(error))
 
 
 def _success(account: EmailAccount) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Process one message: read its raw blob, parse, store the attachments, fill in the fields."""
+"""Process messages: read the raw blobs, parse, store the attachments, fill in the fields."""
 
 import hashlib
 import tempfile
@@ -14,11 +14,10 @@ import structlog
 
 from .. import accounts, database, parsing, runtime, spool
 from ..blobs import BlobMissing, NewBlob, StorageType, StoreUnavailable, blob_key
-from ..broker import IMPORT, PROCESS
+from ..broker import IMPORT, PROCESS, Queued
 from ..imap import is_placeholder
 from ..models import (
     EmailAccountDay,
-    EmailAttachment,
     EmailRawMessage,
     MessageStatus,
 )
@@ -32,6 +31,10 @@ IN_MEMORY = 1_000_000
 ATTEMPT = 300
 
 
+#: A message with what stands in it.
+Parsed = tuple["Claimed", parsing.ParsedMessage]
+
+
 class Failed(Exception):
     """The message cannot be processed; trying again would not help."""
 
@@ -39,54 +42,79 @@ class Failed(Exception):
 @dramatiq.actor(queue_name=PROCESS, priority=0)
 def process_message(message_id: int) -> None:
     """Process a new message."""
-    process(message_id)
+    process([message_id])
 
 
 @dramatiq.actor(queue_name=IMPORT, priority=50)
-def import_message(message_id: int) -> None:
-    """Process a message of a first import: the same, behind all new mail."""
-    process(message_id)
+def import_messages(message_ids: list[int]) -> None:
+    """Process messages of a first import: the same, behind all new mail.
+
+    As many at once as were committed at once: the queue's own cost would be half of the work.
+    """
+    try:
+        process(message_ids)
+    except StoreUnavailable:
+        raise
+    except Exception as error:
+        if len(message_ids) == 1:
+            raise
+        log.warning("messages are tried one by one", error=type(error).__name__)
+        alone: list[Queued] = [(import_messages.message([one]), None) for one in message_ids]
+        import_messages.broker.enqueue_all(alone)
 
 
-def process(message_id: int) -> None:
-    """One message from claim to row. Running it twice, or twice at once, changes nothing.
+def process(message_ids: Sequence[int]) -> None:
+    """Messages of one account from claim to row. Running it twice, or at once, changes nothing.
 
     Raises:
-      StoreUnavailable: to be tried again, without counting as an attempt of the message.
+      StoreUnavailable: to be tried again, without counting as an attempt of the messages.
     """
-    message = _claim(message_id)
-    if message is None:
-        return
+    claimed = _claim(message_ids)
+    parsed: list[Parsed] = []
     try:
-        with _raw(message) as raw:
-            parsed = parsing.parse(raw)
-            finished = _finish(message, parsed, _store_attachments(message, parsed))
-        if not finished and parsed.attachments:
+        with ExitStack() as files:
+            for message in claimed:
+                try:
+                    raw = files.enter_context(_raw(message))
+                    parsed.append((message, parsing.parse(raw)))
+                except (Failed, parsing.Unparsable) as error:
+                    _fail(message.id, message.account_id, message.day, str(error))
+            late = _finish(parsed, _store_attachments(parsed))
+        for message, _ in late:
             accounts.empty_if_deleted(message.account_id, message.account_uuid)
-    except (Failed, parsing.Unparsable) as error:
-        _fail(message.id, message.account_id, message.day, str(error))
     except StoreUnavailable:
-        _give_back(message)
+        _give_back(claimed)
         raise
 
 
 #: Counts the attempt and tells what to work on; no row when there is nothing to do.
 CLAIM = database.Statement("""
     UPDATE email_raw_messages SET attempts = attempts + 1, next_attempt_at = ?
-    WHERE id = ? AND status = 'stored' AND attempts <= ? AND EXISTS (
+    WHERE id IN [] AND status = 'stored' AND attempts <= ? AND EXISTS (
         SELECT 1 FROM email_accounts WHERE email_accounts.id = account_id AND state <> 'deleting')
-    RETURNING account_id, (SELECT uuid FROM email_accounts WHERE email_accounts.id = account_id),
+    RETURNING id, account_id,
+        (SELECT uuid FROM email_accounts WHERE email_accounts.id = account_id),
         sha256, size, storage_type, storage_key, internal_date
 """)
 
-#: By whoever is first: the row changes only while it is stored.
+#: Which of them nobody has finished yet.
+UNFINISHED = database.Statement("""
+    SELECT id FROM email_raw_messages WHERE id IN [] AND status = 'stored' ORDER BY id FOR UPDATE
+""")
+
 FINISH = database.Statement("""
     UPDATE email_raw_messages SET status = 'processed', processed_at = ?, next_attempt_at = NULL,
         error = NULL, parser = ?, defects = ?, subject = ?, from_addresses = ?, to_addresses = ?,
         cc_addresses = ?, bcc_addresses = ?, reply_to_addresses = ?, date = ?, message_id = ?,
         in_reply_to = ?, reference_ids = ?, attachment_count = ?, text_derived = ?, headers = ?,
         text_body = ?, html_body = ?
-    WHERE id = ? AND status = 'stored'
+    WHERE id = ?
+""")
+
+INSERT_ATTACHMENT = database.Statement("""
+    INSERT INTO email_attachments (account_id, message_id, position, name, safe_name, content_type,
+        content_id, inline, size, sha256, storage_type, storage_key)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """)
 
 
@@ -104,15 +132,21 @@ class Claimed:
     day: str
 
 
-def _claim(message_id: int) -> Claimed | None:
-    """Count the attempt before the work: a message that kills its worker is caught by the count."""
+def _claim(message_ids: Sequence[int]) -> list[Claimed]:
+    """Count the attempts before the work: a message that kills its worker is caught by the count.
+
+    What was begun before may be the one that kills: it is not worked on beside others any more,
+    but comes again alone, from the sweeper.
+    """
     pause = database.now() + timedelta(seconds=ATTEMPT)
-    allowed = settings().max_attempts
+    before = settings().max_attempts if len(message_ids) == 1 else 0
     with database.transaction(durable=False):
-        row = CLAIM.run(database.timestamp(pause), message_id, allowed).fetchone()
-    if row is None:
-        return None
-    account_id, uuid, sha256, size, storage_type, key, internal_date = row
+        rows = CLAIM.run(database.timestamp(pause), list(message_ids), before).fetchall()
+    return [_claimed(row) for row in rows]
+
+
+def _claimed(row: tuple[Any, ...]) -> Claimed:
+    message_id, account_id, uuid, sha256, size, storage_type, key, internal_date = row
     day = str(internal_date)[:10] if isinstance(internal_date, str) else _utc_day(internal_date)
     return Claimed(message_id, account_id, uuid, sha256, size, StorageType(storage_type), key, day)
 
@@ -165,36 +199,22 @@ def _raw(message: Claimed) -> Iterator[bytes | Path]:
         yield raw
 
 
-def _store_attachments(message: Claimed, parsed: parsing.ParsedMessage) -> list[dict[str, Any]]:
-    """Put the attachments into the store; tells the columns of their rows."""
-    if not parsed.attachments:
-        return []
-    keys = {part.sha256: blob_key(message.account_uuid, part.sha256) for part in parsed.attachments}
+def _store_attachments(parsed: Sequence[Parsed]) -> StorageType | None:
+    """Put the attachments of all messages into the store together; where they lie then."""
+    parts = {
+        blob_key(message.account_uuid, part.sha256): part
+        for message, content in parsed
+        for part in content.attachments
+    }
+    if not parts:
+        return None
     with tempfile.TemporaryDirectory(dir=spool.directory()) as directory:
-        fresh = {
-            part.sha256: NewBlob(
-                keys[part.sha256], part.size, part.sha256, _content(part, Path(directory))
-            )
-            for part in parsed.attachments
-        }
-        storage_type = runtime.storage().put(list(fresh.values()))
-    return [
-        {
-            "account": message.account_id,
-            "message": message.id,
-            "position": position,
-            "name": part.name,
-            "safe_name": part.safe_name,
-            "content_type": part.content_type,
-            "content_id": part.content_id,
-            "inline": part.inline,
-            "size": part.size,
-            "sha256": part.sha256,
-            "storage_type": str(storage_type),
-            "storage_key": keys[part.sha256],
-        }
-        for position, part in enumerate(parsed.attachments)
-    ]
+        return runtime.storage().put(
+            [
+                NewBlob(key, part.size, part.sha256, _content(part, Path(directory)))
+                for key, part in parts.items()
+            ]
+        )
 
 
 def _content(part: parsing.Attachment, directory: Path) -> bytes | Path:
@@ -207,26 +227,63 @@ def _content(part: parsing.Attachment, directory: Path) -> bytes | Path:
     return path
 
 
-def _finish(
-    message: Claimed, parsed: parsing.ParsedMessage, attachments: Sequence[dict[str, Any]]
-) -> bool:
-    """Fields, attachment rows and the day's counters in one transaction, by whoever is first.
+def _finish(parsed: Sequence[Parsed], storage_type: StorageType | None) -> list[Parsed]:
+    """Fields, attachment rows and the days' counters in one transaction, by whoever is first.
+
+    Parameters:
+      storage_type: where the attachments lie.
 
     Returns:
-      false when another was, or when the message is gone.
+      those with attachments that another run has finished, or that are gone.
     """
+    if not parsed:
+        return []
     with database.transaction(durable=False):
-        if not FINISH.run(*_fields(parsed), message.id).rowcount:
-            return False
-        if attachments:
-            EmailAttachment.insert_many(attachments).execute()
-            EmailAccountDay.add(
-                message.account_id,
-                message.day,
-                attachments=len(attachments),
-                attachment_bytes=sum(row["size"] for row in attachments),
-            )
-    return True
+        rows = UNFINISHED.run([message.id for message, _ in parsed]).fetchall()
+        unfinished = {message_id for (message_id,) in rows}
+        mine = [one for one in parsed if one[0].id in unfinished]
+        FINISH.run_many([(*_fields(content), message.id) for message, content in mine])
+        INSERT_ATTACHMENT.run_many(
+            [row for one in mine for row in _attachment_rows(one, str(storage_type))]
+        )
+        _count_attachments(mine)
+    return [
+        (message, content)
+        for message, content in parsed
+        if content.attachments and message.id not in unfinished
+    ]
+
+
+def _attachment_rows(one: Parsed, storage_type: str) -> list[tuple[Any, ...]]:
+    """The parameters of ``INSERT_ATTACHMENT``, in its order."""
+    message, content = one
+    return [
+        (
+            message.account_id,
+            message.id,
+            position,
+            part.name,
+            part.safe_name,
+            part.content_type,
+            part.content_id,
+            part.inline,
+            part.size,
+            part.sha256,
+            storage_type,
+            blob_key(message.account_uuid, part.sha256),
+        )
+        for position, part in enumerate(content.attachments)
+    ]
+
+
+def _count_attachments(parsed: Sequence[Parsed]) -> None:
+    days: dict[tuple[int, str], list[int]] = {}
+    for message, content in parsed:
+        if content.attachments:
+            sizes = days.setdefault((message.account_id, message.day), [])
+            sizes += [part.size for part in content.attachments]
+    for (account_id, day), sizes in sorted(days.items()):
+        EmailAccountDay.add(account_id, day, attachments=len(sizes), attachment_bytes=sum(sizes))
 
 
 def _fields(parsed: parsing.ParsedMessage) -> tuple[Any, ...]:
@@ -281,11 +338,11 @@ def _fail(message_id: int, account_id: int, day: str, reason: str) -> None:
             log.warning("message failed", message=message_id, reason=reason)
 
 
-def _give_back(message: Claimed) -> None:
-    """The store is away, which is not the message's fault: the attempt does not count."""
+def _give_back(claimed: Sequence[Claimed]) -> None:
+    """The store is away, which is not the messages' fault: the attempt does not count."""
     table = EmailRawMessage
     pause = database.now() + timedelta(seconds=settings().sweep_after)
     with database.transaction(durable=False):
         table.update(attempts=table.attempts - 1, next_attempt_at=pause).where(
-            table.id == message.id, table.status == MessageStatus.STORED
+            table.id.in_([message.id for message in claimed]), table.status == MessageStatus.STORED
         ).execute()

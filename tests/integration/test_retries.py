@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from mailpoll import accounts, actors, database, runtime
+from mailpoll import accounts, actors, database, parsing, runtime
 from mailpoll.actors import maintain
 from mailpoll.actors.poll import poll
+from mailpoll.blobs import StoreUnavailable
 from mailpoll.models import TABLES, EmailAccountDay, EmailAttachment, EmailJob, EmailRawMessage
 from tests.integration.queue_entries import enqueued, entries, idle
 from tests.integration.rows import account_row, change_messages, counts
@@ -149,12 +150,11 @@ def test_a_failed_message_can_be_replayed(system: System, address: str) -> None:
 def test_a_message_that_kills_its_worker_is_given_up_and_its_neighbours_are_not(
     system: System, address: str
 ) -> None:
-    # Given a message that crashes the parser among others, all in the queue
+    # Given a message that crashes the parser among others of one import
     mail = [message(f"number {n}") for n in range(8)]
     rows = stored(system, address, *mail[:4], message("poison"), *mail[4:])
     poison = next(row for row in rows if b"Subject: poison" in raw(row))
-    change_messages(next_attempt_at=database.now())
-    actors.sweep.fn()
+    actors.import_messages.send([row.id for row in rows])
     deaths = 0
     # When workers die of it, one after the other, and the sweeper finds what they left behind
     while reread(poison).status == "stored":
@@ -168,6 +168,64 @@ def test_a_message_that_kills_its_worker_is_given_up_and_its_neighbours_are_not(
     # And the others are processed
     system.work_until(lambda: figures(system)["stored"] == 0)
     assert figures(system) == {"stored": 0, "processed": 8, "failed": 1}
+
+
+@pytest.mark.leaves_damage
+def test_of_messages_that_are_processed_together_only_the_bad_one_fails(
+    system: System, address: str
+) -> None:
+    # Given messages of one import, of which one's raw bytes are gone
+    mail = [ATTACHED.format(n).encode() for n in range(5)]
+    rows = stored(system, address, *mail)
+    runtime.storage().delete([rows[2].storage_key], rows[2].storage_type)
+    # When they are processed together
+    actors.import_messages.send([row.id for row in rows])
+    system.work_until(lambda: idle(system))
+    # Then that one fails, and the others have all that is theirs
+    assert figures(system) == {"stored": 0, "processed": 4, "failed": 1}
+    assert reread(rows[2]).error == "the raw message is missing from the store"
+    assert counts()["email_attachments"] == 4
+    with database.connected():
+        days = list(EmailAccountDay.select())
+    assert sum(day.attachments for day in days) == 4
+    assert sum(day.failures for day in days) == 1
+
+
+def test_messages_over_which_a_worker_stumbles_together_are_tried_one_by_one(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given messages of one import, over one of which the parser has a bug
+    rows = stored(system, address, message("one"), message("stumble"), message("three"))
+    parse = parsing.parse
+
+    def stumble(content: bytes) -> parsing.ParsedMessage:
+        if b"Subject: stumble" in content:
+            raise ZeroDivisionError
+        return parse(content)
+
+    monkeypatch.setattr(parsing, "parse", stumble)
+    # When they are processed together
+    actors.import_messages.send([row.id for row in rows])
+    system.work_until(lambda: figures(system)["processed"] == 2)
+    # Then the others are done, and the one goes the way of every fault
+    assert [row.subject for row in map(reread, rows) if row.status == "processed"] == [
+        "one",
+        "three",
+    ]
+    monkeypatch.setattr(parsing, "parse", parse)
+    system.work_until(lambda: figures(system)["processed"] == 3)
+
+
+def test_while_the_store_is_away_no_attempt_of_an_import_counts(
+    embedded: System, address: str
+) -> None:
+    rows = stored(embedded, address, *(message(f"number {n}") for n in range(3)))
+    with unreadable(rows[1]), pytest.raises(StoreUnavailable):
+        actors.import_messages.fn([row.id for row in rows])
+    assert [(row.status, row.attempts) for row in map(reread, rows)] == [("stored", 0)] * 3
+    # And the same entry of the queue does it when the store is back
+    actors.import_messages.fn([row.id for row in rows])
+    assert figures(embedded)["processed"] == 3
 
 
 def killed_worker() -> bool:
@@ -204,7 +262,7 @@ def test_losing_every_redis_key_loses_no_message(system: System, address: str) -
     for _ in range(3):
         actors.sweep.fn()
     assert sorted(entry.args[0] for entry in entries(system, "import")) == [
-        row.id for row in rows[1:]
+        [row.id] for row in rows[1:]
     ]
     assert [entry.args[0] for entry in entries(system, "process")] == [rows[0].id]
     system.work_until(lambda: figures(system)["processed"] == 20)
@@ -215,10 +273,11 @@ def test_a_long_import_hides_no_new_mail_from_the_sweeper(
 ) -> None:
     # Given more overdue messages of an import than one pass looks at, in a queue that is busy
     monkeypatch.setattr(maintain, "SWEEP", 3)
+    monkeypatch.setitem(maintain.BUSY, "import", 3)
     rows = stored(system, address, *(message(f"number {n}") for n in range(6)))
     change_messages(next_attempt_at=database.now() - timedelta(hours=1))
     for row in rows[:5]:
-        actors.import_message.send(row.id)
+        actors.import_messages.send([row.id])
     # And a new message that the queue lost after them
     with database.transaction():
         new = EmailRawMessage.update(imported=False, next_attempt_at=database.now())
@@ -238,7 +297,7 @@ def test_processing_again_changes_nothing(system: System, address: str) -> None:
     assert counts()["email_attachments"] == 3
     for row in rows:
         actors.process_message.fn(row.id)
-        actors.import_message.fn(row.id)
+        actors.import_messages.fn([row.id])
     assert everything() == before
 
 
@@ -290,7 +349,7 @@ def test_messages_in_flight_for_a_deleted_account_do_nothing(system: System, add
     before = everything()
     for row in rows:
         actors.process_message.fn(row.id)
-        actors.import_message.fn(row.id)
+        actors.import_messages.fn([row.id])
     actors.poll_account.fn(account)
     actors.continue_import.fn(account)
     assert everything() == before
@@ -301,7 +360,7 @@ def test_messages_in_flight_for_a_deleted_account_do_nothing(system: System, add
     assert counts() == {"email_jobs": 1}
     for row in rows:
         actors.process_message.send(row.id)
-        actors.import_message.send(row.id)
+        actors.import_messages.send([row.id])
     actors.poll_account.send(account)
     actors.continue_import.send(account)
     system.work_until(lambda: idle(system))
