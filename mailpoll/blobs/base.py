@@ -45,8 +45,8 @@ class BlobCorrupt(Exception):
 class NewBlob:
     """A blob to be stored.
 
-    ``size`` is in bytes, ``sha256`` in lower-case hex. A Path names a spooled file: it is read, and
-    neither moved nor deleted.
+    ``size`` is in bytes, ``sha256`` in lower-case hex: that of ``source``, if that is bytes. A Path
+    names a spooled file: it is read, and neither moved nor deleted.
     """
 
     key: str
@@ -60,18 +60,27 @@ class NewBlob:
     def read_verified(self, consume: Callable[[bytes], object]) -> None:
         """Feed all bytes to ``consume`` in turn. Raises BlobCorrupt at the end if they are wrong.
 
-        So what lies under a key always hashes to that key, whatever happened to a spooled file.
+        A spooled file may have changed since it was hashed, and is hashed again. Bytes cannot.
         """
+        if isinstance(self.source, Path):
+            size, sha256 = self._read_file(self.source, consume)
+        else:
+            size, sha256 = len(self.source), self.sha256
+            consume(self.source)
+        named = split_key(self.key)[2]
+        if not size == self.size or not sha256 == self.sha256 == named:
+            raise BlobCorrupt(f"{self.key}: {size} bytes with SHA-256 {sha256}")
+
+    @staticmethod
+    def _read_file(path: Path, consume: Callable[[bytes], object]) -> tuple[int, str]:
         digest = hashlib.sha256()
         size = 0
-        with self.open() as source:
+        with path.open("rb") as source:
             while chunk := source.read(CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
                 consume(chunk)
-        named = split_key(self.key)[2]
-        if not size == self.size or not digest.hexdigest() == self.sha256 == named:
-            raise BlobCorrupt(f"{self.key}: {size} bytes with SHA-256 {digest.hexdigest()}")
+        return size, digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

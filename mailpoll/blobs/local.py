@@ -8,10 +8,11 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from .base import (
     BlobMissing,
@@ -59,14 +60,13 @@ class LocalFiles(BlobStore):
 
     def put(self, blobs: Sequence[NewBlob]) -> None:
         for start in range(0, len(blobs), MAX_OPEN_FILES):
-            with _unavailable_on_error(), ExitStack() as stack:
-                self._put_together(blobs[start : start + MAX_OPEN_FILES], stack)
+            with _unavailable_on_error(), _opened() as opened:
+                self._put_together(blobs[start : start + MAX_OPEN_FILES], opened)
 
     def open(self, key: str) -> BinaryIO:
-        with _unavailable_on_error(), ExitStack() as stack:
+        with _unavailable_on_error(), _opened() as opened:
             try:
-                directory = self._directory(key, stack)
-                file = os.open(split_key(key)[2], _READ, dir_fd=directory)
+                file = os.open(split_key(key)[2], _READ, dir_fd=self._directory(key, opened))
             except FileNotFoundError:
                 raise BlobMissing(key) from None
             stream = os.fdopen(file, "rb")
@@ -84,8 +84,8 @@ class LocalFiles(BlobStore):
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
-            with _unavailable_on_error(), ExitStack() as stack, suppress(FileNotFoundError):
-                os.unlink(split_key(key)[2], dir_fd=self._directory(key, stack))
+            with _unavailable_on_error(), _opened() as opened, suppress(FileNotFoundError):
+                os.unlink(split_key(key)[2], dir_fd=self._directory(key, opened))
 
     def delete_account(self, account_uuid: str) -> int:
         check_account_uuid(account_uuid)
@@ -129,51 +129,45 @@ class LocalFiles(BlobStore):
         """Where the blob lies, or would lie."""
         return self._root.joinpath(*split_key(key))
 
-    def _put_together(self, blobs: Sequence[NewBlob], stack: ExitStack) -> None:
-        temporary = _open_directory(self._root / TEMPORARY, stack)
-        root = _open_directory(self._root, stack)
+    def _put_together(self, blobs: Sequence[NewBlob], opened: list[int]) -> None:
+        temporary = _open_directory(self._root / TEMPORARY, opened)
+        root = _open_directory(self._root, opened)
         directories: dict[str, int] = {"": root}
-        written: list[tuple[NewBlob, str, int, int]] = []
-        for blob in blobs:
-            target = self._make_directories(blob.key, directories, stack)
-            # A blob that is there already may be so new that its directory is still to be flushed.
-            if _has(target, blob):
-                # Nor may it count as left over from long ago while its row is being written.
-                _touch_if_there(blob.sha256, target)
-            else:
-                name, file = self._write(blob, temporary, stack)
-                written.append((blob, name, file, target))
-        _flush([file for _, _, file, _ in written], root)
-        for blob, name, _, target in written:
-            final = split_key(blob.key)[2]
-            os.rename(name, final, src_dir_fd=temporary, dst_dir_fd=target)
+        written: list[_Written] = []
+        try:
+            for blob in blobs:
+                target = self._make_directories(blob.key, directories, opened)
+                # One that is there already may be so new that its directory is still to be flushed.
+                if _has(target, blob):
+                    # Nor may it count as left over from long ago while its row is being written.
+                    _touch_if_there(blob.sha256, target)
+                else:
+                    written.append(_write(blob, temporary, target, opened))
+            _flush([one.file for one in written], root)
+            for one in written:
+                os.rename(one.name, one.final, src_dir_fd=temporary, dst_dir_fd=one.directory)
+        except BaseException:
+            for one in written:
+                _unlink_if_there(one.name, temporary)
+            raise
         _flush(list(reversed(directories.values())), root)
 
-    def _make_directories(self, key: str, opened: dict[str, int], stack: ExitStack) -> int:
-        """The directory of ``key``; ``opened`` holds those of this put by their path."""
-        path, descriptor = "", opened[""]
+    def _make_directories(self, key: str, known: dict[str, int], opened: list[int]) -> int:
+        """The directory of ``key``; ``known`` holds those of this put by their path."""
+        path, descriptor = "", known[""]
         for name in split_key(key)[:2]:
             path += f"/{name}"
-            if path not in opened:
+            if path not in known:
                 with suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=descriptor)
-                opened[path] = _open_directory(name, stack, descriptor)
-            descriptor = opened[path]
+                known[path] = _open_directory(name, opened, descriptor)
+            descriptor = known[path]
         return descriptor
 
-    def _write(self, blob: NewBlob, temporary: int, stack: ExitStack) -> tuple[str, int]:
-        """Write a temporary file, which ``stack`` removes unless it has been renamed."""
-        name = f"{split_key(blob.key)[0]}.{secrets.token_hex(8)}"
-        file = stack.enter_context(os.fdopen(os.open(name, _CREATE, 0o600, dir_fd=temporary), "wb"))
-        stack.callback(_unlink_if_there, name, temporary)
-        blob.read_verified(file.write)
-        file.flush()
-        return name, file.fileno()
-
-    def _directory(self, key: str, stack: ExitStack) -> int:
+    def _directory(self, key: str, opened: list[int]) -> int:
         account, digits, _ = split_key(key)
-        parent = _open_directory(self._root / account, stack)
-        return _open_directory(digits, stack, parent)
+        parent = _open_directory(self._root / account, opened)
+        return _open_directory(digits, opened, parent)
 
     def _remove_stale(self) -> None:
         oldest = time.time() - STALE_AFTER
@@ -184,8 +178,36 @@ class LocalFiles(BlobStore):
 
     @staticmethod
     def _flush_directory(path: Path) -> None:
-        with ExitStack() as stack:
-            os.fsync(_open_directory(path, stack))
+        with _opened() as opened:
+            os.fsync(_open_directory(path, opened))
+
+
+class _Written(NamedTuple):
+    """A temporary file: its name, its descriptor, and what it will be called in which directory."""
+
+    name: str
+    file: int
+    final: str
+    directory: int
+
+
+def _write(blob: NewBlob, temporary: int, target: int, opened: list[int]) -> _Written:
+    account, _, final = split_key(blob.key)
+    name = f"{account}.{secrets.token_hex(8)}"
+    file = os.open(name, _CREATE, 0o600, dir_fd=temporary)
+    opened.append(file)
+    try:
+        blob.read_verified(partial(_write_all, file))
+    except BaseException:
+        _unlink_if_there(name, temporary)
+        raise
+    return _Written(name, file, final, target)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]
 
 
 def _flush(descriptors: Sequence[int], root: int) -> None:
@@ -207,9 +229,20 @@ def _unavailable_on_error() -> Iterator[None]:
         raise StoreUnavailable(f"local files: {error}") from error
 
 
-def _open_directory(path: Path | str, stack: ExitStack, parent: int | None = None) -> int:
+@contextmanager
+def _opened() -> Iterator[list[int]]:
+    """Descriptors that are closed at the end of the block."""
+    descriptors: list[int] = []
+    try:
+        yield descriptors
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _open_directory(path: Path | str, opened: list[int], parent: int | None = None) -> int:
     descriptor = os.open(path, _DIRECTORY, dir_fd=parent)
-    stack.callback(os.close, descriptor)
+    opened.append(descriptor)
     return descriptor
 
 

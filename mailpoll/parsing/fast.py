@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import fast_mail_parser
@@ -56,8 +57,11 @@ class _Reader:
         self.message = message
         self.marker = outlined.marker if outlined else ""
         self.cuts = outlined.cuts if outlined else {}
-        self.has_bare_lf = message.count(b"\n") != message.count(b"\r\n")
         self.parts = 0
+
+    @cached_property
+    def has_bare_lf(self) -> bool:
+        return self.message.count(b"\n") != self.message.count(b"\r\n")
 
     def part(self, node: PyMimePart, depth: int) -> Part:
         self.parts += 1

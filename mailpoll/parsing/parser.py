@@ -14,6 +14,7 @@ from .headers import (
     decode_words,
     identifier,
     identifiers,
+    media_type,
     parse_date,
     read_section,
 )
@@ -74,7 +75,15 @@ def _parse(source: Path | bytes) -> ParsedMessage:
 
 def _is_plain(data: bytes, head: Section) -> bool:
     """Tell whether a message can go to the fast parser as it is: no cap is near."""
-    return not head.defects and head.body <= _MAX_PLAIN_HEAD and data.count(b"\n--") < MAX_PARTS
+    if head.defects or head.body > _MAX_PLAIN_HEAD:
+        return False
+    return _is_text_alone(head) or data.count(b"\n--") < MAX_PARTS
+
+
+def _is_text_alone(head: Section) -> bool:
+    """Tell whether there are no parts to count, which costs more than the rest of a short text."""
+    types = [value for name, value in head.fields if name.lower() == "content-type"]
+    return len(types) <= 1 and all(media_type(value).startswith("text/") for value in types)
 
 
 def _assemble(head: Section, root: Part, parser: str, defects: list[str]) -> ParsedMessage:
