@@ -4,8 +4,10 @@ The database is the truth: these outlive any restart of Redis, and all workers s
 connect and log in at once is limited by ``middleware.rate_limit`` with the figures from here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from . import database
 from .imap import Fault, ImapError, providers
@@ -27,6 +29,13 @@ SPEND = database.Statement("""
     WHERE id = ? AND (
         traffic_day IS NULL OR traffic_day <> ? OR traffic_bytes = 0 OR traffic_bytes + ? <= ?
     )
+""")
+
+#: An account's host, and until when it and its host want to be left alone.
+NOT_BEFORE = database.Statement("""
+    SELECT host, not_before, (
+        SELECT not_before FROM email_hosts WHERE email_hosts.host = lower(email_accounts.host))
+    FROM email_accounts WHERE id = ?
 """)
 
 
@@ -127,27 +136,32 @@ def of(account: EmailAccount) -> Budget:
     moment = database.now()
     with database.connected():
         row = EmailAccount.get_by_id(account.id)
+        end = _latest(NOT_BEFORE.run(account.id).fetchone()[1:])
     spent = row.traffic_bytes if row.traffic_day == _day(moment) else 0
-    waits = wait(row) > 0
     return Budget(
         bytes_today=spent,
         bytes_limit=day_bytes(row.host),
         resets_at=next_day(moment),
-        not_before=_not_before(row) if waits else None,
+        not_before=end if end and end > moment else None,
     )
 
 
-def wait(account: EmailAccount) -> float:
-    """Seconds until the account may be connected to; 0 for now."""
-    end = _not_before(account)
-    return max(0.0, (end - database.now()).total_seconds()) if end else 0.0
+def wait(account_id: int) -> tuple[str, float] | None:
+    """The account's host, and seconds until it may be connected to, 0 for now.
 
-
-def _not_before(account: EmailAccount) -> datetime | None:
+    ``None`` when there is no such account.
+    """
     with database.connected():
-        host = EmailHost.get_or_none(EmailHost.host == account.host.lower())
-    ends = (account.not_before, host.not_before if host else None)
-    return max((end for end in ends if end), default=None)
+        row = NOT_BEFORE.run(account_id).fetchone()
+    if row is None:
+        return None
+    host, *ends = row
+    end = _latest(ends)
+    return host, max(0.0, (end - database.now()).total_seconds()) if end else 0.0
+
+
+def _latest(ends: Sequence[Any]) -> datetime | None:
+    return max((database.moment(end) for end in ends if end), default=None)
 
 
 def leave_alone(host: str, seconds: float, reason: str) -> None:

@@ -7,11 +7,12 @@ processes write, whatever the busy time-out).
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import orjson
@@ -33,6 +34,12 @@ def timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(sep=" ", timespec="microseconds")
 
 
+def moment(value: datetime | str) -> datetime:
+    """A time as the databases give it."""
+    time = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return time if time.tzinfo is UTC else time.astimezone(UTC)
+
+
 def json(value: Any) -> str:
     """Lists and objects as both databases take them."""
     return orjson.dumps(value).decode()
@@ -47,11 +54,7 @@ class TimestampField(peewee.Field):
         return None if value is None else timestamp(value)
 
     def python_value(self, value: datetime | str | None) -> datetime | None:
-        if value is None:
-            return None
-        if isinstance(value, str):
-            value = datetime.fromisoformat(value)
-        return value.astimezone(UTC)
+        return None if value is None else moment(value)
 
 
 class JsonField(peewee.Field):
@@ -74,6 +77,9 @@ class IdField(peewee.BigAutoField):
         if is_sqlite():
             return peewee.NodeList((nodes, peewee.SQL("AUTOINCREMENT")))
         return nodes
+
+
+Row = TypeVar("Row", bound=peewee.Model)
 
 
 class Statement:
@@ -101,9 +107,12 @@ class Statement:
                 flat.append(value)
         return proxy.execute_sql(sql, flat)
 
-    def models(self, model: Any, *parameters: Any) -> Any:
+    def models(self, model: type[Row], *parameters: Any) -> list[Row]:
         """Execute a SELECT; its rows as instances of a model, whose columns it names."""
-        return model.raw(self._sql, *parameters)
+        cursor = self.run(*parameters)
+        names = tuple(column[0] for column in cursor.description)
+        columns = _columns(model, names)  # type: ignore[arg-type]
+        return [_instance(model, columns, row) for row in cursor.fetchall()]
 
     def run_many(self, rows: Sequence[tuple[Any, ...]]) -> int:
         """Execute once for each row; how many rows that changed in all."""
@@ -116,6 +125,47 @@ class Statement:
     @property
     def _sql(self) -> str:
         return self._sqlite if is_sqlite() else self._postgresql
+
+
+@cache
+def _columns(
+    model: type[peewee.Model], names: tuple[str, ...]
+) -> list[tuple[str, Callable[[Any], Any]]]:
+    """The field of each column, and what makes its value of the database's."""
+    fields = (model._meta.columns[name] for name in names)
+    return [(field.name, field.python_value) for field in fields]
+
+
+def _instance(
+    model: type[Row], columns: list[tuple[str, Callable[[Any], Any]]], row: tuple[Any, ...]
+) -> Row:
+    found = model(__no_default__=1)
+    values = zip(columns, row, strict=True)
+    found.__data__ = {name: convert(value) for (name, convert), value in values}
+    found._dirty.clear()
+    return found
+
+
+def update(model: type[peewee.Model], values: Mapping[str, Any], where: str, *rest: Any) -> int:
+    """Write some columns of the rows that ``where`` names, in the caller's transaction.
+
+    Parameters:
+      values: by the names of the model's fields; not empty.
+      where: a condition as in ``Statement``; ``rest`` are its parameters.
+
+    Returns:
+      how many rows that changed.
+    """
+    fields = model._meta.fields
+    converted = [fields[name].db_value(value) for name, value in values.items()]
+    statement = _update(model, tuple(values), where)  # type: ignore[arg-type]
+    return int(statement.run(*converted, *rest).rowcount)
+
+
+@cache
+def _update(model: type[peewee.Model], names: tuple[str, ...], where: str) -> Statement:
+    columns = ", ".join(f"{model._meta.fields[name].column_name} = ?" for name in names)
+    return Statement(f"UPDATE {model._meta.table_name} SET {columns} WHERE {where}")  # noqa: S608
 
 
 def open_database(url: str, pool: int = 8) -> None:

@@ -53,6 +53,7 @@ class JobState(StrEnum):
 LATENESS_KEPT = 50
 
 ACCOUNT = database.Statement("SELECT * FROM email_accounts WHERE id = ?")
+FOLDERS = database.Statement("SELECT * FROM email_folders WHERE account_id = ?")
 FENCE = database.Statement("""
     UPDATE email_accounts SET lease_until = ?
     WHERE id = ? AND lease_token = ? AND state = 'active'
@@ -62,6 +63,20 @@ FENCE = database.Statement("""
 KEEP = database.Statement("""
     UPDATE email_accounts SET lease_until = ?
     WHERE id = ? AND lease_token = ? AND state <> 'deleting'
+""")
+
+
+DAY_COUNTERS = ("messages", "bytes", "attachments", "attachment_bytes", "failures")
+ADD_DAY = database.Statement("""
+    INSERT INTO email_account_days
+        (account_id, day, messages, bytes, attachments, attachment_bytes, failures)
+    VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (account_id, day) DO UPDATE SET
+        messages = email_account_days.messages + excluded.messages,
+        bytes = email_account_days.bytes + excluded.bytes,
+        attachments = email_account_days.attachments + excluded.attachments,
+        attachment_bytes = email_account_days.attachment_bytes + excluded.attachment_bytes,
+        failures = email_account_days.failures + excluded.failures
 """)
 
 
@@ -208,22 +223,26 @@ class EmailAccount(Table):
             if due is not None and account.due != due and account.next_poll_at > moment:
                 return None
             lateness = max(0, int((moment - account.next_poll_at).total_seconds() * 1_000))
-            taken = (
-                cls.update(
-                    lease_token=cls.lease_token + 1,
-                    lease_until=moment + timedelta(seconds=seconds),
-                    queued_until=None,
-                    next_poll_at=moment + timedelta(seconds=account.poll_interval),
-                    last_poll_at=moment,
-                    last_lateness_ms=lateness,
-                    recent_lateness_ms=[*(account.recent_lateness_ms or []), lateness][
-                        -LATENESS_KEPT:
-                    ],
-                )
-                .where(cls.id == account_id, cls.lease_token == account.lease_token)
-                .execute()
-            )
-            return cls.by_id(account_id) if taken else None
+            history = [*(account.recent_lateness_ms or []), lateness]
+            columns: dict[str, Any] = {
+                "lease_token": account.lease_token + 1,
+                "lease_until": moment + timedelta(seconds=seconds),
+                "queued_until": None,
+                "next_poll_at": moment + timedelta(seconds=account.poll_interval),
+                "last_poll_at": moment,
+                "last_lateness_ms": lateness,
+                "recent_lateness_ms": history[-LATENESS_KEPT:],
+            }
+            return account if account._change(columns) else None
+
+    def _change(self, columns: dict[str, Any]) -> bool:
+        """Write columns if the lease is as it was read; also to this instance."""
+        where = "id = ? AND lease_token = ?"
+        if not database.update(type(self), columns, where, self.id, self.lease_token):
+            return False
+        for name, value in columns.items():
+            setattr(self, name, value)
+        return True
 
     @classmethod
     def hold(cls, account_id: int, seconds: int) -> Self | None:
@@ -268,11 +287,8 @@ class EmailAccount(Table):
 
     def release(self, **outcome: Any) -> None:
         """End the lease, if it is still ours, and write down how the poll went."""
-        account = type(self)
         with database.transaction(durable=False):
-            account.update(lease_until=None, **outcome).where(
-                account.id == self.id, account.lease_token == self.lease_token
-            ).execute()
+            self._change({"lease_until": None, **outcome})
 
 
 class EmailHost(Table):
@@ -331,6 +347,11 @@ class EmailFolder(Table):
     @property
     def imported(self) -> bool:
         return self.low is not None and self.low <= 1
+
+    @classmethod
+    def of_account(cls, account_id: int) -> list[Self]:
+        """An account's folders, vanished ones too; inside the caller's connection."""
+        return FOLDERS.models(cls, account_id)
 
     @classmethod
     def forget_numbers(cls, account_id: int) -> None:
@@ -528,12 +549,8 @@ class EmailAccountDay(Table):
     @classmethod
     def add(cls, account_id: int, day: str, **amounts: int) -> None:
         """Add to one day's counters, inside the caller's transaction."""
-        cls.insert(account=account_id, day=day, **amounts).on_conflict(
-            conflict_target=[cls.account, cls.day],
-            update={
-                getattr(cls, name): getattr(cls, name) + amount for name, amount in amounts.items()
-            },
-        ).execute()
+        counts = tuple(amounts.get(name, 0) for name in DAY_COUNTERS)
+        ADD_DAY.run(account_id, day, *counts)
 
 
 class EmailJob(Table):

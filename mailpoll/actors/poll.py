@@ -36,31 +36,23 @@ TICK = 60
 class ImapLimits:
     """Connections and logins per account and per provider, over all processes."""
 
-    def of(self, account_id: int, *_: Any) -> Sequence[Limit]:
-        account = _account(account_id)
-        if account is None:
-            return ()
-        pace = budgets.pace_of(account.host)
+    def terms(self, account_id: int, *_: Any) -> tuple[float, Sequence[Limit]]:
+        found = budgets.wait(account_id)
+        if found is None:
+            return 0.0, ()
+        host, wait = found
+        pace = budgets.pace_of(host)
         patience = settings().poll_deadline + 60
-        return (
+        return wait, (
             Limit(f"account:{account_id}", "slots", pace.account_connections, patience),
             Limit(pace.provider, "slots", pace.connections, patience),
             Limit(pace.provider, "rate", pace.logins_per_minute, budgets.MINUTE),
         )
 
-    def pause(self, account_id: int, *_: Any) -> float:
-        account = _account(account_id)
-        return budgets.wait(account) if account else 0.0
-
     def postponed(self, seconds: float, account_id: int, *_: Any) -> None:
         with database.transaction(durable=False):
             start = database.now() + timedelta(seconds=seconds)
             EmailAccount.mark_queued([account_id], start)
-
-
-def _account(account_id: int) -> EmailAccount | None:
-    with database.connected():
-        return EmailAccount.by_id(account_id)
 
 
 limits = ImapLimits()
@@ -277,17 +269,26 @@ def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
     messages: list[Queued] = []
     if outcome.unfinished:
         messages.append((continue_import.message(account.id, account.due), None))
-    now = _account(account.id)
-    if now and now.state == AccountState.ACTIVE and now.poll_interval < TICK:
-        ahead = now.next_poll_at - database.now()
-        if now.queued_until is None and ahead < timedelta(seconds=TICK):
-            with database.transaction(durable=False):
-                EmailAccount.mark_queued([now.id], now.next_poll_at)
-            delay = max(1, int(ahead.total_seconds() * 1_000))
-            messages.append((poll_account.message(now.id, now.due), delay))
+    if account.poll_interval < TICK and (next_poll := _next_before_tick(account.id)):
+        messages.append(next_poll)
     if not messages:
         return
     try:
         poll_account.broker.enqueue_all(messages)
     except redis.RedisError as error:
         log.warning("not enqueued; the next tick will", error=str(error))
+
+
+def _next_before_tick(account_id: int) -> Queued | None:
+    """The next poll of an account with a short interval, unless it is queued already."""
+    with database.connected():
+        account = EmailAccount.by_id(account_id)
+    if account is None or account.state != AccountState.ACTIVE or account.queued_until is not None:
+        return None
+    ahead = account.next_poll_at - database.now()
+    if ahead >= timedelta(seconds=TICK):
+        return None
+    with database.transaction(durable=False):
+        EmailAccount.mark_queued([account.id], account.next_poll_at)
+    delay = max(1, int(ahead.total_seconds() * 1_000))
+    return poll_account.message(account.id, account.due), delay

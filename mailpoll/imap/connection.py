@@ -239,18 +239,26 @@ def identify(imap: imapclient.IMAPClient, login: Login, offered: Sequence[bytes]
     Raises:
       ImapError: the connection ended.
     """
-    preset = providers.preset_of(login.host)
-    demanded = preset is not None and preset.demands_id
     with translated(login.secret):
-        if not (demanded or b"ID" in offered or imap.has_capability("ID")):
+        if not (demands_id(login) or b"ID" in offered or imap.has_capability("ID")):
             return None
         return _exchange_names(imap._imap)
 
 
+def demands_id(login: Login) -> bool:
+    """Whether the provider is known to refuse those who do not say who they are."""
+    preset = providers.preset_of(login.host)
+    return preset is not None and preset.demands_id
+
+
+def id_arguments() -> str:
+    """What the ID command says of us."""
+    return "({})".format(" ".join(f'"{word}"' for pair in IDENTITY.items() for word in pair))
+
+
 def _exchange_names(connection: Any) -> str:
-    words = " ".join(connection._quote(word) for pair in IDENTITY.items() for word in pair)
     try:
-        kind, _ = connection._simple_command("ID", f"({words})")
+        kind, _ = connection._simple_command("ID", id_arguments())
         _, lines = connection._untagged_response(kind, [None], "ID")
     except exceptions.IMAPClientAbortError:
         raise

@@ -18,7 +18,9 @@ from .connection import (
     Login,
     authenticate,
     connection_to,
+    demands_id,
     enable,
+    id_arguments,
     identify,
     start_tls,
     translated,
@@ -58,8 +60,8 @@ def connect(login: Login, settings: Settings, seconds: float) -> Iterator["Sessi
             start_tls(imap, login, settings)
         offered = imap.capabilities()
         authenticate(imap, login)
-        identify(imap, login, offered)
         enable(imap, login)
+        session.introduce(login, offered)
         yield session
         session.log_out()
     finally:
@@ -95,6 +97,16 @@ class Session:
     @property
     def _connection(self) -> WireIMAP4:
         return self._imap._imap  # type: ignore[no-any-return]
+
+    def introduce(self, login: Login, offered: Sequence[bytes]) -> None:
+        """Say who we are. Only where that is demanded the answer is waited for.
+
+        Elsewhere it is passed over with the answers to the next command, which saves a round trip.
+        """
+        if demands_id(login):
+            identify(self._imap, login, offered)
+        elif b"ID" in offered or self.supports("ID"):
+            self._send(b"ID " + id_arguments().encode())
 
     def while_reading(self, call: Callable[[], None]) -> None:
         """Have ``call`` called whenever bytes come in, however slowly."""

@@ -157,6 +157,15 @@ class WireIMAP4(imaplib.IMAP4):
         self.sock = self._open_socket()
         self.wire = Wire(self.sock, self._read_timeout, self._deadline)
 
+    def _get_capabilities(self) -> None:
+        """Take what the greeting tells of capabilities, and ask only if it does not."""
+        told: Any = self.untagged_responses.pop("CAPABILITY", [b""])[-1]
+        words = bytes(told or b"").decode("ascii", "replace").upper().split()
+        if "IMAP4REV1" in words:
+            self.capabilities = tuple(words)
+        else:
+            super()._get_capabilities()  # type: ignore[misc]
+
     def read(self, size: int) -> bytes:
         if size > self._literal_limit:
             raise ImapError(Fault.PROTOCOL, f"the server announces {size} bytes of text")

@@ -41,6 +41,9 @@ end
 return 0
 """
 
+#: KEYS: the key of each slot. ARGV: member.
+RELEASE = "for _, key in ipairs(KEYS) do redis.call('ZREM', key, ARGV[1]) end"
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -58,11 +61,8 @@ class Limit:
 class Limits(Protocol):
     """What the ``limits`` option of an actor holds."""
 
-    def of(self, *args: Any) -> Sequence[Limit]:
-        """The limits for a message with these arguments."""
-
-    def pause(self, *args: Any) -> float:
-        """Seconds that a message with these arguments must wait, whatever the limits say."""
+    def terms(self, *args: Any) -> tuple[float, Sequence[Limit]]:
+        """For a message with these arguments: seconds that it must wait, and the limits if none."""
 
     def postponed(self, seconds: float, *args: Any) -> None:
         """Called when a message with these arguments was put off."""
@@ -78,6 +78,7 @@ class RateLimit(Middleware):
     def __init__(self, client: "redis.Redis[bytes]") -> None:
         self._client = client
         self._acquire = client.register_script(ACQUIRE)
+        self._release = client.register_script(RELEASE)
         self._held: dict[str, list[str]] = {}
 
     @property
@@ -88,10 +89,10 @@ class RateLimit(Middleware):
         rules: Limits | None = broker.get_actor(message.actor_name).options.get("limits")
         if rules is None:
             return
-        wait = int(rules.pause(*message.args) * 1_000)
-        if not wait:
-            limits = rules.of(*message.args)
-            wait = self._take(limits, message.message_id) if limits else 0
+        seconds, limits = rules.terms(*message.args)
+        wait = int(seconds * 1_000)
+        if not wait and limits:
+            wait = self._take(limits, message.message_id)
         if not wait:
             return
         # Some spread, so that those that wait do not come back all at once.
@@ -113,10 +114,11 @@ class RateLimit(Middleware):
         result: Any = None,  # noqa: ARG002
         exception: BaseException | None = None,  # noqa: ARG002
     ) -> None:
-        keys = self._held.pop(message.message_id, ())
+        keys = self._held.pop(message.message_id, None)
+        if not keys:
+            return
         try:
-            for key in keys:
-                self._client.zrem(key, message.message_id)
+            self._release(keys=keys, args=[message.message_id])
         except redis.RedisError as error:
             log.warning("rate limit slot not given back; it frees itself", error=str(error))
 

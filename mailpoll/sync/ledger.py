@@ -56,6 +56,29 @@ INSERT_LEFT_OUT = database.Statement("""
     VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """)
 
+#: Which contents an account has already.
+KNOWN = database.Statement(
+    "SELECT sha256, id FROM email_raw_messages WHERE account_id = ? AND sha256 IN []"
+)
+OF_WINDOW = "folder_id = ? AND uidvalidity = ? AND generation = ?"
+#: UIDs of a range of which something is written down.
+VERDICTS = database.Statement(f"""
+    SELECT uid FROM email_locations WHERE {OF_WINDOW} AND uid BETWEEN ? AND ?
+    UNION ALL SELECT uid FROM email_fetch_failures WHERE {OF_WINDOW} AND uid BETWEEN ? AND ?
+""")  # noqa: S608
+#: Runs of UIDs left out that touch a range.
+RUNS = database.Statement(f"""
+    SELECT first_uid, last_uid FROM email_left_out
+    WHERE {OF_WINDOW} AND first_uid <= ? AND last_uid >= ?
+""")  # noqa: S608
+DUE_FAILURES = database.Statement("""
+    SELECT * FROM email_fetch_failures
+    WHERE folder_id IN [] AND verdict IN ('waiting', 'unreadable') AND next_attempt_at <= ?
+""")
+FORGET_FAILURES = database.Statement(
+    f"DELETE FROM email_fetch_failures WHERE {OF_WINDOW} AND uid IN []"  # noqa: S608
+)
+
 #: The counters of a folder of which nothing is stored.
 NOTHING = {"messages": 0, "bytes": 0, "expunged": 0}
 
@@ -95,9 +118,8 @@ class Ledger:
 
     def folders(self, listed: Sequence[Folder]) -> dict[bytes, EmailFolder]:
         """The rows of the listed folders; new ones are made and vanished ones marked."""
-        table = EmailFolder
         with database.connected():
-            rows = {wire(row): row for row in table.select().where(table.account == self.account)}
+            rows = {wire(row): row for row in EmailFolder.of_account(self.account.id)}
         new = [folder for folder in listed if folder.wire_name not in rows]
         present = {folder.wire_name for folder in listed}
         changed = [row for name, row in rows.items() if (name in present) != (row.gone_at is None)]
@@ -106,11 +128,11 @@ class Ledger:
                 self.account.fence(LEASE)
                 self._create(new)
                 for row in changed:
-                    row.gone_at = None if wire(row) in present else database.now()
-                    row.save(only=[table.gone_at])
+                    gone_at = None if wire(row) in present else database.now()
+                    _update(row, {"gone_at": gone_at})
                 if new:
-                    query = table.select().where(table.account == self.account)
-                    rows |= {wire(row): row for row in query if wire(row) not in rows}
+                    found = EmailFolder.of_account(self.account.id)
+                    rows |= {wire(row): row for row in found if wire(row) not in rows}
         return rows
 
     def _create(self, new: Sequence[Folder]) -> None:
@@ -180,13 +202,8 @@ class Ledger:
     def verdicts(self, folder: EmailFolder, first: int, last: int) -> set[int]:
         """The UIDs from ``first`` to ``last`` of which something is written down already."""
         with database.connected():
-            known = {
-                uid
-                for table in (EmailLocation, EmailFetchFailure)
-                for (uid,) in table.select(table.uid)
-                .where(_of(table, folder), table.uid.between(first, last))
-                .tuples()
-            }
+            span = (*_generation(folder), first, last)
+            known = {uid for (uid,) in VERDICTS.run(*span, *span).fetchall()}
             for low, high in _runs(folder, first, last):
                 known.update(range(max(low, first), min(high, last) + 1))
         return known
@@ -200,17 +217,10 @@ class Ledger:
 
     def due_failures(self, folders: Sequence[EmailFolder]) -> list[EmailFetchFailure]:
         """What could not be fetched before and is to be tried again now."""
-        table = EmailFetchFailure
         with database.connected():
-            return list(
-                table.select()
-                .where(
-                    table.folder.in_([folder.id for folder in folders]),
-                    table.verdict.in_([FetchVerdict.WAITING, FetchVerdict.UNREADABLE]),
-                    table.next_attempt_at <= database.now(),
-                )
-                .order_by(table.folder, table.uid)
-            )
+            moment = database.timestamp(database.now())
+            found = DUE_FAILURES.models(EmailFetchFailure, [one.id for one in folders], moment)
+        return sorted(found, key=lambda failure: (failure.folder_id, failure.uid))
 
     # Commit
 
@@ -258,15 +268,11 @@ class Ledger:
 
     def _known(self, bodies: Sequence[Body]) -> dict[str, int]:
         """Which of these contents the account has already: SHA-256 to message id."""
-        table = EmailRawMessage
         digests = list({body.sha256 for body in bodies})
         if not digests:
             return {}
         with database.connected():
-            query = table.select(table.sha256, table.id).where(
-                table.account == self.account, table.sha256.in_(digests)
-            )
-            return dict(query.tuples())
+            return dict(KNOWN.run(self.account.id, digests).fetchall())
 
     def _insert_messages(
         self, bodies: Sequence[Body], storage_type: str, imported: bool
@@ -421,10 +427,9 @@ class Ledger:
             )
 
     def _forget_failures(self, folder: EmailFolder, batch: Batch) -> None:
-        table = EmailFetchFailure
         uids = [body.uid for body in batch.bodies] + [copy.entry.uid for copy in batch.copies]
         if uids:
-            table.delete().where(_of(table, folder), table.uid.in_(uids)).execute()
+            FORGET_FAILURES.run(*_generation(folder), uids)
 
     # What the server's whole list says
 
@@ -551,11 +556,7 @@ def _of(table: Any, folder: EmailFolder) -> Any:
 
 def _runs(folder: EmailFolder, first: int, last: int) -> list[tuple[int, int]]:
     """The runs of UIDs left out that touch a range."""
-    run = EmailLeftOut
-    query = run.select(run.first_uid, run.last_uid).where(
-        _of(run, folder), run.first_uid <= last, run.last_uid >= first
-    )
-    return list(query.tuples())
+    return RUNS.run(*_generation(folder), last, first).fetchall()
 
 
 def _leave_out(folder: EmailFolder, uids: Sequence[int]) -> None:
@@ -572,7 +573,7 @@ def _leave_out(folder: EmailFolder, uids: Sequence[int]) -> None:
 def _update(folder: EmailFolder, values: dict[str, Any]) -> None:
     """Write columns of a folder's row, inside the caller's transaction."""
     if values:
-        EmailFolder.update(**values).where(EmailFolder.id == folder.id).execute()
+        database.update(EmailFolder, values, "id = ?", folder.id)
         for name, value in values.items():
             setattr(folder, name, value)
 

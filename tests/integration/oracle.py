@@ -76,7 +76,12 @@ def assert_queues_are_free_of(
         for kind in ("", ".DQ", ".XQ"):
             entries = client.hvals(f"mailpoll:{queue}{kind}.msgs")
             left = [Message.decode(data) for data in entries]
-            assert [one for one in left if one.args and one.args[0] in ids] == []
+            assert [one for one in left if one.args and ids & rows_of(one.args[0])] == []
+
+
+def rows_of(argument: int | list[int]) -> set[int]:
+    """The rows that an entry is about."""
+    return set(argument) if isinstance(argument, list) else {argument}
 
 
 READERS = {

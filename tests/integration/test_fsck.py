@@ -69,7 +69,7 @@ def bring_in(account: EmailAccount) -> None:
     with database.connected():
         waiting = list(EmailRawMessage.select().where(EmailRawMessage.status == "stored"))
     for message in waiting:
-        process(message.id)
+        process([message.id])
 
 
 def check(**options: Any) -> tuple[list[fsck.Difference], Tally]:
@@ -293,7 +293,7 @@ def test_an_attachment_that_the_parser_takes_out_otherwise_is_processed_anew(
     runtime.storage().delete([row.storage_key], StorageType(row.storage_type))
     repaired(Kind.BLOB_MISSING, Outcome.ASKED)
     # When the sweep has it processed
-    process(row.message_id)
+    process([row.message_id])
     # Then all is as it was
     assert attachment_row().sha256 != digest
     assert_clean()
@@ -402,7 +402,7 @@ def test_no_blob_is_deleted_while_a_message_waits_to_be_processed(
     poll(account.id, None)
     found, _ = check(repair=True)
     assert [(one.key, one.outcome) for one in found] == [(key, Outcome.LEFT)]
-    process(message_row(4).id)
+    process([message_row(4).id])
     check(repair=True)
     assert_clean()
 
@@ -582,7 +582,7 @@ def test_attachments_of_an_unprocessed_message_are_removed(
         ).execute()
     found, _ = check(repair=True)
     assert set(kinds(found)) == {Kind.ATTACHMENTS_EARLY, Kind.DAY, Kind.ORPHAN}
-    process(row.id)
+    process([row.id])
     assert_clean()
     assert len(snapshot()["attachments"]) == 3
 
@@ -596,7 +596,7 @@ def test_a_message_with_another_number_of_attachments_is_processed_anew(
         ).execute()
     found, _ = check(repair=True)
     assert [one.outcome for one in found if one.kind is Kind.ATTACHMENTS_COUNT] == [Outcome.ASKED]
-    process(message_row().id)
+    process([message_row().id])
     assert_clean()
 
 
@@ -614,7 +614,7 @@ def test_a_message_that_nobody_works_on_is_made_due(
         ).where(EmailRawMessage.id == row.id).execute()
     assert repaired(Kind.STUCK).key == row.storage_key
     assert [found.id for found in EmailRawMessage.lost(9, imported=False)] == [row.id]
-    process(row.id)
+    process([row.id])
     assert_clean()
 
 

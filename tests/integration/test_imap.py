@@ -289,7 +289,7 @@ def test_a_message_of_150_mb_is_stored_exactly_in_little_memory(
     by_poll = growth(f"poll({row.id}, None)")
     with database.connected():
         (stored,) = EmailRawMessage.select()
-    by_processing = growth(f"process({stored.id})")
+    by_processing = growth(f"process([{stored.id}])")
     # Then it is stored byte for byte, and its attachment too
     assert (stored.sha256, stored.size) == (digest, size)
     with runtime.storage().open(stored.storage_key, stored.storage_type) as stream:

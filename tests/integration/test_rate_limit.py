@@ -163,11 +163,8 @@ class One:
     def __init__(self) -> None:
         self.waits = 0
 
-    def of(self, *_: Any) -> Sequence[Limit]:
-        return (Limit("one", "slots", 1, 3),)
-
-    def pause(self, *_: Any) -> float:
-        return 0.0
+    def terms(self, *_: Any) -> tuple[float, Sequence[Limit]]:
+        return 0.0, (Limit("one", "slots", 1, 3),)
 
     def postponed(self, seconds: float, *_: Any) -> None:
         self.waits += 1
