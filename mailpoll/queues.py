@@ -154,10 +154,10 @@ def forget(broker: Broker, account_id: int, messages_among: Callable[[Set[int]],
 def _remove(broker: Broker, key: str, queue: str, chosen: Callable[[Set[int]], Set[int]]) -> int:
     removed = 0
     for page in _entries(broker, key):
-        doomed = chosen(set(page.values()))
+        doomed = chosen(set().union(*page.values()))
         pipeline = broker.client.pipeline()
-        for raw_id, row_id in page.items():
-            if row_id in doomed:
+        for raw_id, rows in page.items():
+            if rows & doomed:
                 removed += 1
                 if key.endswith(xq_name(queue)):
                     pipeline.zrem(key, raw_id)
@@ -168,14 +168,13 @@ def _remove(broker: Broker, key: str, queue: str, chosen: Callable[[Set[int]], S
     return removed
 
 
-def _entries(broker: Broker, key: str) -> Iterator[dict[bytes, int]]:
-    """Pages of entries by the id of the row that they are about."""
+def _entries(broker: Broker, key: str) -> Iterator[dict[bytes, set[int]]]:
+    """Pages of entries with the ids of the rows that each is about, which are of one account."""
     entries = broker.client.hscan_iter(f"{key}.msgs", count=PAGE)
     while page := list(islice(entries, PAGE)):
         decoded = ((raw_id, Message.decode(data)) for raw_id, data in page)
-        yield {raw_id: _row(message.args[0]) for raw_id, message in decoded if message.args}
+        yield {raw_id: _rows(message.args[0]) for raw_id, message in decoded if message.args}
 
 
-def _row(argument: int | list[int]) -> int:
-    """The row that an entry is about; the first of many, which are one account's."""
-    return argument[0] if isinstance(argument, list) else argument
+def _rows(argument: int | list[int]) -> set[int]:
+    return set(argument) if isinstance(argument, list) else {argument}

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import dramatiq
+import peewee
 import redis
 import structlog
 
@@ -35,6 +36,8 @@ log = structlog.get_logger()
 LEASE = 120
 #: Messages whose rows go in one transaction.
 PAGE = 200
+#: Messages asked for in one statement.
+LOOKUP = 1_000
 
 
 @dramatiq.actor(queue_name=MAINTENANCE, priority=10, time_limit=3_600_000)
@@ -122,9 +125,12 @@ def _progress(job: EmailJob, step: str, state: JobState = JobState.RUNNING, **co
 def _messages_among(account_id: int, ids: Set[int]) -> set[int]:
     """Which of these messages are the account's, processed ones too: an entry may be doubled."""
     table = EmailRawMessage
+    found: set[int] = set()
     with database.connected():
-        query = table.select(table.id).where(table.account == account_id, table.id.in_(ids))
-        return {message_id for (message_id,) in query.tuples()}
+        for chunk in peewee.chunked(ids, LOOKUP):
+            query = table.select(table.id).where(table.account == account_id, table.id.in_(chunk))
+            found.update(message_id for (message_id,) in query.tuples())
+    return found
 
 
 def _delete_messages(job: EmailJob) -> bool:
