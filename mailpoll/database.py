@@ -19,6 +19,8 @@ import orjson
 import peewee
 from playhouse.pool import PooledPostgresqlDatabase, PooledSqliteDatabase
 
+from . import turns
+
 #: Milliseconds that a SQLite writer waits for another process's transaction.
 BUSY_TIMEOUT = 30_000
 #: Seconds that a thread waits for a free connection of the pool.
@@ -243,7 +245,7 @@ def transaction(*, durable: bool = True) -> Iterator[None]:
         return
     with connected():
         if not is_sqlite():
-            with proxy.atomic():
+            with turns.waiting(), proxy.atomic():
                 if not durable:
                     proxy.execute_sql("SET LOCAL synchronous_commit TO off")
                 yield

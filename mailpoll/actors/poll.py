@@ -11,7 +11,7 @@ import dramatiq
 import redis
 import structlog
 
-from .. import accounts, budgets, database, runtime
+from .. import accounts, budgets, database, runtime, turns
 from ..blobs import StoreUnavailable
 from ..broker import BACKFILL, POLL, Queued
 from ..crypto import DecryptionError
@@ -82,7 +82,8 @@ def poll(account_id: int, due: int | None) -> None:
     columns: dict[str, Any] = {}
     outcome = Outcome()
     try:
-        outcome = _synchronise(account)
+        with turns.working():
+            outcome = _synchronise(account)
         columns = _failure(account, outcome.error) if outcome.error else _success(account)
         if outcome.error and outcome.error.fault in BROKEN:
             # What came in was new: the next poll goes on behind it, without a longer pause.
@@ -177,7 +178,8 @@ def announce(message_ids: Sequence[int], imported: bool) -> None:
     else:
         messages = [(process_message.message(message_id), None) for message_id in message_ids]
     try:
-        process_message.broker.enqueue_all(messages)
+        with turns.waiting():
+            process_message.broker.enqueue_all(messages)
     except redis.RedisError as error:
         log.warning("not enqueued; the sweeper will", messages=len(message_ids), error=str(error))
 

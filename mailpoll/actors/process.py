@@ -12,7 +12,7 @@ from typing import Any
 import dramatiq
 import structlog
 
-from .. import accounts, database, parsing, runtime, spool
+from .. import accounts, database, parsing, runtime, spool, turns
 from ..blobs import BlobMissing, NewBlob, StorageType, StoreUnavailable, blob_key
 from ..broker import IMPORT, PROCESS, Queued
 from ..imap import is_placeholder
@@ -72,7 +72,7 @@ def process(message_ids: Sequence[int]) -> None:
     claimed = _claim(message_ids)
     parsed: list[Parsed] = []
     try:
-        with ExitStack() as files:
+        with turns.working(), ExitStack() as files:
             for message in claimed:
                 try:
                     raw = files.enter_context(_raw(message))

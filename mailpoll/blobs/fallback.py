@@ -1,12 +1,13 @@
 """Storage: what the rest of the program stores blobs with."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from .. import turns
 from .base import BlobMissing, BlobStore, NewBlob, StorageType, StoreUnavailable
 from .circuit import Circuit
 from .local import LocalFiles
@@ -134,8 +135,13 @@ class Storage:
             return False
         return True
 
-    def _asking_primary(self) -> AbstractContextManager[None]:
-        return self._circuit.guard() if self.has_object_store else nullcontext()
+    @contextmanager
+    def _asking_primary(self) -> Iterator[None]:
+        if self.has_object_store:
+            with turns.waiting(), self._circuit.guard():
+                yield
+        else:
+            yield
 
     def _ask(self, storage_type: StorageType, question: Callable[[BlobStore], Answer]) -> Answer:
         if storage_type == self.primary_type:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from .. import turns
 from .base import (
     BlobMissing,
     BlobStore,
@@ -212,12 +213,13 @@ def _write_all(file: int, data: bytes) -> None:
 
 def _flush(descriptors: Sequence[int], root: int) -> None:
     """Make files or directories durable: one by one, or many with one call for the file system."""
-    if len(descriptors) < MANY or SYNCFS is None:
-        for descriptor in descriptors:
-            os.fsync(descriptor)
-    elif SYNCFS(root) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    with turns.waiting():
+        if len(descriptors) < MANY or SYNCFS is None:
+            for descriptor in descriptors:
+                os.fsync(descriptor)
+        elif SYNCFS(root) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
 
 @contextmanager

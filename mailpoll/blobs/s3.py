@@ -22,6 +22,7 @@ from minio.signer import sign_v4_s3
 from minio.time import to_amz_date, utcnow
 from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
 
+from .. import turns
 from .base import (
     BlobMissing,
     BlobStore,
@@ -267,7 +268,7 @@ class _Download(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with _translated(self._key):
+        with turns.waiting(), _translated(self._key):
             chunk = self._response.read(len(buffer))
         buffer[: len(chunk)] = chunk
         return len(chunk)

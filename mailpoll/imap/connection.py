@@ -17,7 +17,7 @@ from typing import Any
 import imapclient
 from imapclient import exceptions
 
-from .. import __version__
+from .. import __version__, turns
 from ..settings import Settings
 from . import hosts, providers
 from .errors import Fault, ImapError, reason_of, refusal
@@ -135,8 +135,9 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
 def _open(
     login: Login, address: str, timeout: float, context: ssl.SSLContext | None
 ) -> socket.socket:
-    sock = dial(login, address, timeout)
-    return secure(login, sock, context) if context else sock
+    with turns.waiting():
+        sock = dial(login, address, timeout)
+        return secure(login, sock, context) if context else sock
 
 
 def dial(login: Login, address: str, timeout: float) -> socket.socket:

@@ -8,6 +8,7 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 
+from .. import turns
 from ..settings import Network
 from .errors import Fault, ImapError
 
@@ -27,7 +28,8 @@ def resolve(host: str, port: int, allowed: Sequence[Network]) -> str:
       ImapError: the name does not resolve, or to an address that is not allowed.
     """
     try:
-        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with turns.waiting():
+            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ImapError(Fault.UNREACHABLE, f"{host} does not resolve ({error})") from None
     addresses = [ipaddress.ip_address(str(answer[4][0]).split("%")[0]) for answer in answers]

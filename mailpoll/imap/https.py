@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlencode, urlsplit
 import urllib3
 from urllib3.connection import HTTPSConnection
 
-from .. import __version__
+from .. import __version__, turns
 from ..settings import Settings
 from . import hosts
 from .connection import tls_context
@@ -57,7 +57,7 @@ def request(
         server_hostname=host,
         ssl_context=tls_context(settings.imap_ca_file),
     )
-    with _bounded(connection, seconds), _translated(f"{host}:{port}"):
+    with turns.waiting(), _bounded(connection, seconds), _translated(f"{host}:{port}"):
         _send(connection, parts, form)
         response = connection.getresponse()
         return Answer(response.status, _read(response, seconds))

@@ -7,12 +7,14 @@ a literal, and is put under ``imaplib`` so that every command is read through it
 
 import imaplib
 import re
+import select
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from typing import Any
 
+from .. import turns
 from .errors import Fault, ImapError, reason_of
 
 #: Longest line, in bytes. The longest honest ones are lists of UIDs: a million of them fit.
@@ -38,6 +40,8 @@ class Wire:
 
     def __init__(self, sock: socket.socket, read_timeout: float, deadline: float) -> None:
         self.sock = sock
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
         self.read_timeout = read_timeout
         self.deadline = deadline
         self._buffer = bytearray()
@@ -100,7 +104,7 @@ class Wire:
             self._start = 0
         self._set_timeout()
         try:
-            data = self.sock.recv(CHUNK)
+            data = self._receive()
         except (TimeoutError, ssl.SSLWantReadError):
             raise ImapError(Fault.TIMED_OUT, "while waiting for the server") from None
         except OSError as error:
@@ -110,6 +114,16 @@ class Wire:
         self._buffer += data
         self._check_rate(len(data))
         self.while_reading()
+
+    def _receive(self) -> bytes:
+        if self._pending() or self._readable.poll(0):
+            return self.sock.recv(CHUNK)
+        with turns.waiting():
+            return self.sock.recv(CHUNK)
+
+    def _pending(self) -> int:
+        """Bytes that TLS has deciphered already."""
+        return self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
 
     def _check_rate(self, size: int) -> None:
         """A byte now and then never trips the read time-out, and would hold the thread for ever."""
@@ -194,7 +208,8 @@ class WireIMAP4(imaplib.IMAP4):
             raise ImapError(Fault.TLS, f"the server refuses STARTTLS: {words}")
         self.untagged_responses.clear()
         try:
-            self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+            with turns.waiting():
+                self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
         except (ssl.SSLError, OSError) as error:
             raise ImapError(Fault.TLS, reason_of(error)) from None
         self.wire = Wire(self.sock, self._read_timeout, self._deadline)
