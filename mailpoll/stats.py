@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from peewee import fn
+from peewee import Case, fn
 
 from . import budgets, database, parsing, runtime
-from .blobs import StorageType
 from .models import (
+    LOCAL,
+    STORED,
+    UNFINISHED,
     AccountState,
     EmailAccount,
     EmailAccountDay,
     EmailAttachment,
+    EmailDay,
     EmailFetchFailure,
     EmailFolder,
     EmailRawMessage,
@@ -32,18 +35,18 @@ SUMS = ("messages", "bytes", "attachments", "attachment_bytes", "failures")
 def account_stats(account: EmailAccount) -> dict[str, Any]:
     """Everything about one account, as ``AccountStats`` of the API."""
     with database.connected():
-        totals = _totals([account.id])
+        totals = _totals(account)
         return {
             "account_id": account.uuid,
             "address": account.address,
             "state": account.state,
             **{name: totals[name] for name in SUMS if name != "failures"},
-            "by_status": _by_status(totals["messages"], [account.id]),
+            "by_status": _by_status(totals["messages"], account),
             "by_storage_type": _by_storage_type(
-                totals["messages"] + totals["attachments"], [account.id]
+                totals["messages"] + totals["attachments"], account
             ),
             "folders": _folders(account),
-            "days": _days([account.id]),
+            "days": _days(account),
             "unfetched": _unfetched(account),
             "last_poll_at": account.last_poll_at,
             "last_success_at": account.last_success_at,
@@ -79,23 +82,29 @@ def overall_stats() -> dict[str, Any]:
         }
 
 
-def _of(table: Any, ids: Sequence[int] | None) -> Any:
-    return True if ids is None else table.account.in_(ids)
+def _of(table: Any, account: EmailAccount | None) -> Any:
+    return True if account is None else table.account == account
 
 
-def _totals(ids: Sequence[int] | None) -> dict[str, int]:
-    day = EmailAccountDay
-    sums = [fn.COALESCE(fn.SUM(getattr(day, name)), 0) for name in SUMS]
-    row = day.select(*sums).where(_of(day, ids)).tuples().get()
-    return dict(zip(SUMS, (int(value) for value in row), strict=True))
+def _sums(account: EmailAccount | None) -> tuple[Any, Any]:
+    """The table of an account's days, or of everybody's, and the query that sums them."""
+    day: Any = EmailAccountDay if account else EmailDay
+    sums = [fn.COALESCE(fn.SUM(getattr(day, name)), 0).alias(name) for name in SUMS]
+    return day, day.select(*sums).where(_of(day, account))
 
 
-def _by_status(messages: int, ids: Sequence[int] | None) -> dict[str, int]:
+def _totals(account: EmailAccount | None) -> dict[str, int]:
+    _, sums = _sums(account)
+    (row,) = sums.dicts()
+    return {name: int(row[name]) for name in SUMS}
+
+
+def _by_status(messages: int, account: EmailAccount | None) -> dict[str, int]:
     """Unfinished messages are counted from their small index; the rest is processed."""
     table = EmailRawMessage
     query = (
         table.select(table.status, fn.COUNT(table.id))
-        .where(table.status != MessageStatus.PROCESSED, _of(table, ids))
+        .where(UNFINISHED, _of(table, account))
         .group_by(table.status)
     )
     unfinished = dict(query.tuples())
@@ -104,14 +113,14 @@ def _by_status(messages: int, ids: Sequence[int] | None) -> dict[str, int]:
     return {"stored": stored, "processed": max(0, messages - stored - failed), "failed": failed}
 
 
-def _by_storage_type(blobs: int, ids: Sequence[int] | None) -> dict[str, int]:
+def _by_storage_type(blobs: int, account: EmailAccount | None) -> dict[str, int]:
     """Rows that point at each store; those in local files stand in an index of their own."""
     if not runtime.storage().has_object_store:
         return {"local": blobs, "oss": 0}
     local = 0
     for table in (EmailRawMessage, EmailAttachment):
         query = table.select(fn.COUNT(table.id))
-        local += query.where(table.storage_type == StorageType.LOCAL, _of(table, ids)).scalar()
+        local += query.where(LOCAL, _of(table, account)).scalar()
     return {"local": local, "oss": max(0, blobs - local)}
 
 
@@ -177,8 +186,9 @@ def _folders_by_proof() -> dict[str, int]:
         "importing": ~table.complete & importing,
         "unproved": ~table.complete & ~importing,
     }
-    present = table.select(fn.COUNT(table.id)).where(table.gone_at.is_null())
-    return {name: present.where(kind).scalar() for name, kind in kinds.items()}
+    counts = [fn.COUNT(Case(None, [(kind, 1)])).alias(name) for name, kind in kinds.items()]
+    (found,) = table.select(*counts).where(table.gone_at.is_null()).dicts()
+    return found  # type: ignore[no-any-return]
 
 
 def _import_progress(account: EmailAccount) -> dict[str, Any]:
@@ -231,14 +241,11 @@ def _percentile(values: Sequence[int], percent: int) -> int | None:
     return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
 
 
-def _days(ids: Sequence[int] | None) -> list[dict[str, Any]]:
+def _days(account: EmailAccount | None) -> list[dict[str, Any]]:
     """The latest days with mail, oldest first."""
-    day = EmailAccountDay
-    sums = [fn.SUM(getattr(day, name)).alias(name) for name in SUMS]
-    query = (
-        day.select(day.day, *sums).where(_of(day, ids)).group_by(day.day).order_by(day.day.desc())
-    )
-    rows = query.limit(DAYS).dicts()
+    table, sums = _sums(account)
+    by_day = sums.select_extend(table.day).group_by(table.day).order_by(table.day.desc())
+    rows = by_day.limit(DAYS).dicts()
     return [
         {"day": row["day"], **{name: int(row[name]) for name in SUMS}}
         for row in reversed(list(rows))
@@ -304,6 +311,6 @@ def _oldest_pending() -> float:
     """Seconds for which the oldest unprocessed message has been waiting."""
     table = EmailRawMessage
     # Not by the lowest id: databases look for that from the beginning of the whole table.
-    query = table.select(fn.MIN(table.stored_at)).where(table.status == MessageStatus.STORED)
+    query = table.select(fn.MIN(table.stored_at)).where(STORED)
     oldest = query.scalar()
     return (database.now() - oldest).total_seconds() if oldest else 0.0

@@ -1,14 +1,24 @@
 """What holds at the end of every test: all that is left agrees, and all of it can be deleted."""
 
+from typing import Any
+
 import pytest
 import redis
 from dramatiq import Message
+from peewee import fn
 
-from mailpoll import accounts, actors, database, fsck, queues, runtime
+from mailpoll import accounts, actors, database, fsck, queues, runtime, stats
 from mailpoll.blobs import S3
 from mailpoll.broker import POLLER_QUEUES, redis_client
 from mailpoll.fsck import Outcome, Tally
-from mailpoll.models import AccountState, EmailAccount, EmailJob, EmailRawMessage
+from mailpoll.models import (
+    AccountState,
+    EmailAccount,
+    EmailAccountDay,
+    EmailDay,
+    EmailJob,
+    EmailRawMessage,
+)
 from tests.integration.rows import counts
 from tests.integration.system import System
 
@@ -22,6 +32,14 @@ def assert_sound() -> None:
     found = fsck.check(None, tally, offline=True)
     wrong = [one.as_line() for one in found if one.outcome is not Outcome.RECENT]
     assert wrong + tally.unchecked == []
+    assert by_day(EmailDay) == by_day(EmailAccountDay)
+
+
+def by_day(table: Any) -> list[Any]:
+    """The counters of all accounts together, day by day."""
+    sums = [fn.SUM(getattr(table, name)) for name in stats.SUMS]
+    with database.connected():
+        return list(table.select(table.day, *sums).group_by(table.day).order_by(table.day).tuples())
 
 
 def assert_all_can_be_deleted(system: System) -> None:

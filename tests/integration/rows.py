@@ -3,7 +3,7 @@
 from typing import Any
 
 from mailpoll import database, runtime
-from mailpoll.models import TABLES, EmailAccount, EmailJob, EmailRawMessage
+from mailpoll.models import TABLES, EmailAccount, EmailDay, EmailJob, EmailRawMessage
 
 
 def account_row(uuid: str) -> EmailAccount:
@@ -29,7 +29,7 @@ def change_jobs(**columns: Any) -> None:
 def counts() -> dict[str, int]:
     """Rows of every table that has any."""
     with database.connected():
-        found = {table._meta.table_name: table.select().count() for table in TABLES}
+        found = {table._meta.table_name: table.select().count() for table in (*TABLES, EmailDay)}
     return {name: count for name, count in found.items() if count}
 
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 from email.message import EmailMessage
 from email.policy import SMTP
 
-from mailpoll import database
+from mailpoll import accounts, actors, database
 from tests.integration.rows import change_accounts, change_messages
 from tests.integration.system import System, message
 
@@ -68,6 +68,25 @@ def test_all_accounts_are_summed(system: System, address: str) -> None:
     found = system.get("/admin/stats")
     assert found["messages"] == 2
     assert found["accounts"] == {"active": 2, "paused": 1, "auth_failed": 0, "deleting": 0}
+
+
+def test_what_is_deleted_counts_no_more(system: System, address: str) -> None:
+    # Given accounts whose mail came in on the same days
+    names = [f"{n}-{address}" for n in range(9)]
+    for name in names:
+        for day in range(2):
+            system.dovecot.deliver(name, message(name), received_at=START + day * 86_400)
+        system.poll_and_process(system.add_account(name))
+    assert [day["messages"] for day in system.get("/admin/stats")["days"]] == [9]
+    # When all but two of them are deleted
+    for account in system.get(URL)["items"][2:]:
+        job = accounts.delete(account["id"])
+        assert job is not None
+        actors.delete_account.fn(job.id)
+    # Then the days are those of the others
+    found = system.get("/admin/stats")
+    assert [day["messages"] for day in found["days"]] == [2]
+    assert (found["messages"], found["bytes"]) == (2, sum(len(message(n)) for n in names[:2]))
 
 
 def test_what_is_late_or_failed_shows(system: System, address: str) -> None:
