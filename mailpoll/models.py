@@ -465,6 +465,8 @@ class EmailLocation(Table):
     generation = IntegerField(default=0)
     uid = BigIntegerField()
     message = ForeignKeyField(EmailRawMessage, backref="locations", on_delete="RESTRICT")
+    #: The message's own ``internal_date``: a folder's newest messages are found by it.
+    message_date = TimestampField()
     #: RFC822.SIZE and INTERNALDATE as the server told them: a later difference betrays other mail.
     server_size = BigIntegerField(null=True)
     internal_date = TimestampField(null=True)

@@ -146,6 +146,7 @@ CREATE TABLE email_locations (
     generation INTEGER NOT NULL,
     uid BIGINT NOT NULL,
     message_id BIGINT NOT NULL REFERENCES email_raw_messages (id),
+    message_date {time} NOT NULL,
     server_size BIGINT,
     internal_date {time},
     seen_at {time} NOT NULL,
@@ -153,6 +154,7 @@ CREATE TABLE email_locations (
     UNIQUE (folder_id, uidvalidity, generation, uid)
 );
 CREATE INDEX email_locations_message ON email_locations (message_id);
+CREATE INDEX email_locations_newest ON email_locations (folder_id, message_date, message_id);
 
 CREATE TABLE email_attachments (
     id {id},

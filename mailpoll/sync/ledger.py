@@ -47,9 +47,10 @@ INSERT_MESSAGE = database.Statement("""
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'stored')
 """)
 INSERT_LOCATION = database.Statement("""
-    INSERT INTO email_locations (folder_id, uidvalidity, generation, uid, message_id, server_size,
-        internal_date, seen_at)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+    INSERT INTO email_locations (folder_id, uidvalidity, generation, uid, server_size,
+        internal_date, seen_at, message_id, message_date)
+    SELECT ?, ?, ?, ?, ?, ?, ?, id, internal_date FROM email_raw_messages WHERE id = ?
+    ON CONFLICT DO NOTHING
 """)
 INSERT_LEFT_OUT = database.Statement("""
     INSERT INTO email_left_out (folder_id, uidvalidity, generation, first_uid, last_uid)
@@ -323,10 +324,10 @@ class Ledger:
             (
                 *_generation(folder),
                 body.uid,
-                ids[body.sha256],
                 body.told_size,
                 body.told_date and database.timestamp(body.told_date),
                 seen_at,
+                ids[body.sha256],
             )
             for body in bodies
         ]
@@ -389,10 +390,10 @@ class Ledger:
             (
                 *_generation(folder),
                 copy.entry.uid,
-                copy.message_id,
                 copy.entry.size,
                 copy.entry.internal_date and database.timestamp(copy.entry.internal_date),
                 seen_at,
+                copy.message_id,
             )
             for copy in copies
         ]

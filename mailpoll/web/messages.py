@@ -1,20 +1,24 @@
 """Stored mail: lists, whole messages, raw bytes, attachments, replay."""
 
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
 import falcon
+from peewee import OP, SQL, Expression, NodeList, Tuple, fn
 from spectree import Response
 
 from .. import accounts, database, queues, runtime
 from ..actors import process_message
 from ..models import (
+    UNFINISHED,
     AccountState,
     EmailAccount,
     EmailAttachment,
     EmailFolder,
     EmailLocation,
     EmailRawMessage,
+    MessageStatus,
 )
 from . import paging, problems, schemas
 from .accounts import account_or_404
@@ -24,6 +28,9 @@ from .documents import MESSAGES, api, send
 HARMLESS = frozenset(
     ("application/pdf", "image/gif", "image/jpeg", "image/png", "image/webp", "text/plain")
 )
+
+#: Of which there are few: an index of their own has them.
+UNFINISHED_STATUSES = (MessageStatus.STORED, MessageStatus.FAILED)
 
 SUMMARY = (
     EmailRawMessage.id,
@@ -124,10 +131,8 @@ class MessageList:
         """List a mailbox's messages, newest first"""
         account = account_or_404(account_id)
         query: schemas.MessageQuery = req.context.query
-        table = EmailRawMessage
-        rows = _filtered(account, query).order_by(table.internal_date.desc(), table.id.desc())
         with database.connected():
-            found = list(rows.limit(query.limit + 1))
+            found = _find(account, query)
         items = found[: query.limit]
         following = None
         if len(found) > query.limit:
@@ -136,32 +141,81 @@ class MessageList:
         send(resp, schemas.MessagePage(items=page, next=following))
 
 
+def _find(account: EmailAccount, query: schemas.MessageQuery) -> list[EmailRawMessage]:
+    """One message more than the page has room for, if there is one.
+
+    Each way begins at an index that has the messages in the order of the list, or few of them, so
+    that a page costs the same whatever is stored.
+    """
+    table = EmailRawMessage
+    folders = _folders(account, query.folder) if query.folder else None
+    if folders == []:
+        return []
+    few = query.sha256 or query.message_id or query.status in UNFINISHED_STATUSES
+    if folders and not few:
+        rows = table.select(*SUMMARY).where(table.id.in_(_newest_of(folders, query)))
+    else:
+        rows = _filtered(account, query)
+        if folders:
+            rows = rows.where(fn.EXISTS(_place_in(folders)))
+    return list(rows.order_by(table.internal_date.desc(), table.id.desc()).limit(query.limit + 1))
+
+
+def _folders(account: EmailAccount, name: str) -> list[int]:
+    """The ids of the folders of this name; two that servers spell differently may share one."""
+    table = EmailFolder
+    rows = table.select(table.id).where(table.account == account, table.name == name)
+    return [folder_id for (folder_id,) in rows.tuples()]
+
+
+def _place_in(folders: list[int]) -> Any:
+    place = EmailLocation
+    return place.select(place.id).where(
+        place.message == EmailRawMessage.id, place.folder.in_(folders)
+    )
+
+
+def _newest_of(folders: list[int], query: schemas.MessageQuery) -> list[int]:
+    """The ids of a page of messages that lie in folders, each once."""
+    place = EmailLocation
+    order = (place.message_date, place.message)
+    rows = place.select(place.message).where(place.folder.in_(folders), *_between(query, *order))
+    if query.status:
+        rows = rows.join(EmailRawMessage).where(EmailRawMessage.status == query.status)
+    rows = rows.group_by(*order).order_by(*(column.desc() for column in order))
+    return [message_id for (message_id,) in rows.limit(query.limit + 1).tuples()]
+
+
 def _filtered(account: EmailAccount, query: schemas.MessageQuery) -> Any:
     table = EmailRawMessage
-    rows = table.select(*SUMMARY).where(table.account == account)
-    if query.cursor:
-        moment, row_id = paging.decode_moment(query.cursor)
-        rows = rows.where(
-            (table.internal_date < moment) | ((table.internal_date == moment) & (table.id < row_id))
-        )
+    owner = table.account
+    if query.message_id:
+        # Not by the account's index: that has the order of the list, but all its messages too.
+        owner = NodeList((SQL("+"), owner), glue="")
+    rows = table.select(*SUMMARY).where(
+        Expression(owner, OP.EQ, account.id), *_between(query, table.internal_date, table.id)
+    )
     if query.status:
         rows = rows.where(table.status == query.status)
-    if query.since:
-        rows = rows.where(table.internal_date >= query.since)
-    if query.before:
-        rows = rows.where(table.internal_date < query.before)
+        if query.status in UNFINISHED_STATUSES:
+            rows = rows.where(UNFINISHED)
     if query.sha256:
         rows = rows.where(table.sha256 == query.sha256)
     if query.message_id:
         rows = rows.where(table.message_id == query.message_id)
-    if query.folder:
-        lying = (
-            EmailLocation.select(EmailLocation.message)
-            .join(EmailFolder)
-            .where(EmailFolder.account == account, EmailFolder.name == query.folder)
-        )
-        rows = rows.where(table.id.in_(lying))
     return rows
+
+
+def _between(query: schemas.MessageQuery, moment: Any, row_id: Any) -> Iterator[Any]:
+    """What the cursor and the times of a query ask of the columns that a list is sorted by."""
+    if query.cursor:
+        last, last_id = paging.decode_moment(query.cursor)
+        # Not with OR, which would read all that stands before the cursor.
+        yield Tuple(moment, row_id) < (database.timestamp(last), last_id)
+    if query.since:
+        yield moment >= query.since
+    if query.before:
+        yield moment < query.before
 
 
 class MessageItem:

@@ -1,10 +1,14 @@
 """``GET /admin/email-accounts/{id}/messages``."""
 
+import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from mailpoll import database
+from mailpoll.models import EmailFolder, EmailRawMessage
 from mailpoll.web import paging
 from tests.integration.rows import change_messages
 from tests.integration.system import System, message
@@ -100,6 +104,129 @@ def test_messages_of_the_same_moment_are_told_apart(system: System, address: str
 def test_filters(system: System, account: str, query: dict[str, str], expected: list[str]) -> None:
     found = [item for items in pages(system, account, limit=2, **query) for item in items]
     assert subjects(found) == expected
+
+
+def change_messages_among(ids: list[int], **columns: Any) -> None:
+    table = EmailRawMessage
+    with database.transaction():
+        table.update(**columns).where(table.id.in_(ids)).execute()
+
+
+@pytest.mark.leaves_damage
+def test_every_filter_pages_through_what_the_whole_list_has(system: System, address: str) -> None:
+    # Given mail in three folders: some in two of them, some twice in one, some of one moment
+    raws = [message(f"number {n}") for n in range(24)]
+    for n, raw in enumerate(raws):
+        for folder in (
+            ("INBOX", "Archive", "Archive", "Sent")[n % 4],
+            "INBOX" if n % 3 else "Sent",
+        ):
+            system.dovecot.deliver(address, raw, folder, received_at=START + n // 2 * DAY)
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    # And some that failed or wait
+    every = system.messages(account)
+    for status, step in (("failed", 5), ("stored", 7)):
+        change_messages_among([item["id"] for item in every[::step]], status=status)
+    every = system.messages(account)
+    assert len(every) == 24
+    lying = {
+        item["id"]: {
+            place["folder"] for place in system.get(f"/admin/messages/{item['id']}")["locations"]
+        }
+        for item in every
+    }
+    # Then each page of each combination of filters has what it must, in order and once
+    middle = every[12]["internal_date"]
+    choices = itertools.product(
+        (None, "INBOX", "Archive", "Sent", "Trash"),
+        (None, "processed", "failed", "stored"),
+        ({}, {"since": middle}, {"before": middle}),
+    )
+    for folder, status, times in choices:
+        wanted = [
+            item["id"]
+            for item in every
+            if (folder is None or folder in lying[item["id"]])
+            and status in (None, item["status"])
+            and times.get("since", "") <= item["internal_date"] < times.get("before", "9")
+        ]
+        query = {"folder": folder, "status": status, **times}
+        given = {name: value for name, value in query.items() if value}
+        for limit in (1, 5, 200):
+            found = [
+                item["id"]
+                for items in pages(system, account, limit=limit, **given)
+                for item in items
+            ]
+            assert found == wanted, (given, limit)
+
+
+def test_two_folders_of_one_name_are_listed_together(system: System, account: str) -> None:
+    # Given a folder that reads like another, though its server spells it differently
+    with database.transaction():
+        EmailFolder.update(name="INBOX").where(EmailFolder.name == "Ordner/ä & b").execute()
+    found = [item for items in pages(system, account, limit=2, folder="INBOX") for item in items]
+    assert subjects(found) == ["4", "3", "2", "1", "0"]
+
+
+#: Where the search for a page begins: in the order of the list, or with few rows.
+PLANS = {
+    "": "email_raw_messages_newest (account_id=?)",
+    "cursor={cursor}": "email_raw_messages_newest (account_id=? AND internal_date<?)",
+    "since=2020-01-01": "email_raw_messages_newest (account_id=? AND internal_date>?)",
+    "before=2020-01-01": "email_raw_messages_newest (account_id=? AND internal_date<?)",
+    "status=processed": "email_raw_messages_newest (account_id=?)",
+    "status=failed": "email_raw_messages_unfinished (account_id=? AND status=?)",
+    "status=stored": "email_raw_messages_unfinished (account_id=? AND status=?)",
+    "status=failed&folder=INBOX": "email_raw_messages_unfinished (account_id=? AND status=?)",
+    "folder=INBOX": "email_locations_newest (folder_id=?)",
+    "folder=INBOX&cursor={cursor}": (
+        "email_locations_newest (folder_id=? AND (message_date,message_id)<(?,?))"
+    ),
+    "folder=INBOX&status=processed": "email_locations_newest (folder_id=?)",
+    "message_id=x": "email_raw_messages_message_id (message_id=?)",
+    "message_id=x&folder=INBOX": "email_raw_messages_message_id (message_id=?)",
+    "sha256=" + "0" * 64: "(account_id=? AND sha256=?)",
+}
+
+
+@pytest.mark.parametrize("query", list(PLANS))
+def test_a_page_costs_the_same_whatever_is_stored(
+    embedded: System, address: str, query: str
+) -> None:
+    deliver(embedded, address, range(3))
+    account = embedded.add_account(address)
+    embedded.poll_and_process(account)
+    cursor = embedded.get(f"{URL}/{account}/messages", limit=1)["next"]
+    with watched() as statements:
+        answer = embedded.api.simulate_get(
+            f"{URL}/{account}/messages", query_string=query.format(cursor=cursor)
+        )
+        assert answer.status_code == 200
+    plans = [plan for statement in statements for plan in planned(statement)]
+    assert any(PLANS[query] in plan for plan in plans), plans
+    assert not [plan for plan in plans if plan.startswith("SCAN")]
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """The SELECTs of the block, with their parameters."""
+    statements: list[str] = []
+    with database.connected():
+        connection = database.proxy.connection()
+        connection.set_trace_callback(statements.append)
+        try:
+            yield statements
+        finally:
+            connection.set_trace_callback(None)
+            statements[:] = [text for text in statements if text.startswith("SELECT")]
+
+
+def planned(statement: str) -> list[str]:
+    with database.connected():
+        rows = database.proxy.execute_sql(f"EXPLAIN QUERY PLAN {statement}").fetchall()
+    return [detail for *_, detail in rows]
 
 
 def test_the_hash_and_the_message_id_find_their_message(system: System, account: str) -> None:
