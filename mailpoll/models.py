@@ -176,11 +176,14 @@ class EmailAccount(Table):
         An account whose poll is still queued or running is left out. Taking and marking is one
         statement, so that of two schedulers only one gets an account. A claimed poll that has
         neither begun nor ended within its interval plus two minutes counts as lost.
+
+        Returns:
+          accounts of which only what a poll's message needs was read.
         """
         moment = database.now()
         with database.transaction():
             due = (
-                cls.select()
+                cls.select(cls.id, cls.next_poll_at, cls.poll_interval)
                 .where(
                     cls.state == AccountState.ACTIVE,
                     cls.next_poll_at <= moment + horizon,
