@@ -1,16 +1,19 @@
 """Every minute: enqueue what was left behind, and move fallen-back blobs to the object store."""
 
+import itertools
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import dramatiq
-import peewee
 import structlog
+from peewee import Tuple
 from periodiq import cron
 
 from .. import database, runtime
 from ..blobs import BlobCorrupt, BlobMissing, StorageType, StoreUnavailable
 from ..broker import IMPORT, MAINTENANCE, PROCESS, Queued
-from ..models import EmailAttachment, EmailJob, EmailRawMessage, JobState
+from ..models import LOCAL, EmailAttachment, EmailJob, EmailRawMessage, JobState
 from ..settings import settings
 from .delete import delete_account
 from .process import exhausted, give_up, import_messages, process_message
@@ -25,6 +28,9 @@ BUSY = {PROCESS: 1_000, IMPORT: 50}
 SUSPECTS = 5_000
 #: Blobs moved in one page.
 PAGE = 100
+#: The index of rows whose blobs are in local files is sorted by account and this. In the order of
+#: their ids, the whole table would be read for the few of them.
+SORTED_BY = {EmailRawMessage: EmailRawMessage.id, EmailAttachment: EmailAttachment.sha256}
 
 
 @dramatiq.actor(queue_name=MAINTENANCE, priority=-5, periodic=cron("* * * * *"))
@@ -102,29 +108,36 @@ def drain_fallback() -> None:
     if not storage.has_object_store or storage.circuit_open:
         return
     moved = 0
-    for table in (EmailRawMessage, EmailAttachment):
-        last = 0
-        while page := _page(table, last):
-            for row in page:
-                try:
-                    if not _move(row.account_id, row.storage_key, row.size, row.sha256):
-                        return
-                    moved += 1
-                except (BlobMissing, BlobCorrupt) as error:
-                    log.error("blob cannot be moved", key=row.storage_key, error=str(error))
-            last = page[-1].id
+    for row in itertools.chain.from_iterable(map(local_blobs, SORTED_BY)):
+        try:
+            if not _move(row.account_id, row.storage_key, row.size, row.sha256):
+                return
+            moved += 1
+        except (BlobMissing, BlobCorrupt) as error:
+            log.error("blob cannot be moved", key=row.storage_key, error=str(error))
     if moved:
         log.info("moved to the object store", blobs=moved)
 
 
-def _page(table: type[peewee.Model], last: int) -> list[peewee.Model]:
+def local_blobs(table: Any) -> Iterator[Any]:
+    """The rows of a table whose blobs are in local files, read page by page."""
+    within = SORTED_BY[table]
+    query = (
+        table.select(table.id, table.account, table.storage_key, table.size, table.sha256)
+        .where(LOCAL)
+        .order_by(table.account, within)
+        .limit(PAGE)
+    )
+    page = _read(query)
+    while page:
+        yield from page
+        last = (page[-1].account_id, getattr(page[-1], within.name))
+        page = _read(query.where(Tuple(table.account, within) > last))
+
+
+def _read(query: Any) -> list[Any]:
     with database.connected():
-        return list(
-            table.select(table.id, table.account, table.storage_key, table.size, table.sha256)
-            .where(table.storage_type == StorageType.LOCAL, table.id > last)
-            .order_by(table.id)
-            .limit(PAGE)
-        )
+        return list(query)
 
 
 def _move(account_id: int, key: str, size: int, sha256: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mailpoll import actors, database, runtime
+from mailpoll.actors import maintain
 from mailpoll.actors.poll import poll
 from mailpoll.blobs import StorageType
 from mailpoll.models import EmailAttachment, EmailFolder, EmailRawMessage
@@ -152,6 +153,24 @@ def test_mail_is_kept_in_files_during_an_outage_and_moved_after_it(
         with client.get_object(BUCKET, key) as answer:
             assert hashlib.sha256(answer.read()).hexdigest() == sha256
     served(system, account, sent)
+
+
+def test_blobs_of_several_accounts_are_moved_in_any_number_of_pages(
+    system: System, store: Seaweed, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two accounts with the same mail and the same attachment twice, in more than one page
+    sent = [letter(n) for n in range(5)] + [letter(0) + b"\r\n"]
+    for name in (address, f"other-{address}"):
+        system.dovecot.deliver_many(name, sent)
+        system.poll_and_process(system.add_account(name))
+    assert storage_types(system) == {"local": 24, "oss": 0}
+    monkeypatch.setattr(maintain, "PAGE", 2)
+    # When the store is there
+    store.start()
+    wait_until(lambda: actors.drain_fallback.fn() or storage_types(system)["local"] == 0)
+    # Then no blob is left in local files
+    assert storage_types(system) == {"local": 0, "oss": 24}
+    assert local_files(system) == []
 
 
 @pytest.mark.parametrize("before", list(DEATHS))
