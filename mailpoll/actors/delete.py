@@ -5,7 +5,7 @@ again; the job's row says which one is next, and stays as the tombstone.
 """
 
 from collections.abc import Set
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import dramatiq
 import peewee
 import redis
 import structlog
+from peewee import Tuple
 
 from .. import database, runtime
 from ..broker import MAINTENANCE
@@ -38,6 +39,9 @@ LEASE = 120
 PAGE = 200
 #: Messages asked for in one statement.
 LOOKUP = 1_000
+
+#: ``internal_date`` and id of a message: the order of the account's index.
+Place = tuple[datetime, int]
 
 
 @dramatiq.actor(queue_name=MAINTENANCE, priority=10, time_limit=3_600_000)
@@ -66,7 +70,8 @@ def _run(job: EmailJob) -> None:
             log.warning("queues not searched", account=uuid, error=str(error))
             _progress(job, "messages")
     if job.step == "messages":
-        while _delete_messages(job):
+        last = None
+        while last := _delete_messages(job, last):
             pass
         _progress(job, "account")
     if job.step == "account":
@@ -133,22 +138,34 @@ def _messages_among(account_id: int, ids: Set[int]) -> set[int]:
     return found
 
 
-def _delete_messages(job: EmailJob) -> bool:
-    """Delete one page of messages with all that hangs on them; false when none is left."""
+def _delete_messages(job: EmailJob, last: Place | None = None) -> Place | None:
+    """Delete one page of messages with all that hangs on them.
+
+    Parameters:
+      last: where the page before ended, so that none reads past what was deleted already.
+
+    Returns:
+      where this page ended; ``None`` when nothing was left.
+    """
     table = EmailRawMessage
+    order = (table.internal_date, table.id)
     with database.transaction():
-        page = table.select(table.id).where(table.account == job.account_id).limit(PAGE)
+        page = table.select(*order).where(table.account == job.account_id)
+        if last:
+            page = page.where(Tuple(*order) > (database.timestamp(last[0]), last[1]))
+        page = page.order_by(*order).limit(PAGE)
         if not database.is_sqlite():
             # A worker that is finishing one adds its attachments before or not at all.
-            page = page.order_by(table.id).for_update()
-        ids = [message_id for (message_id,) in page.tuples()]
-        if not ids:
-            return False
+            page = page.for_update()
+        places = list(page.tuples())
+        if not places:
+            return None
+        ids = [message_id for _, message_id in places]
         attachments = EmailAttachment.delete().where(EmailAttachment.message.in_(ids)).execute()
         locations = EmailLocation.delete().where(EmailLocation.message.in_(ids)).execute()
         messages = table.delete().where(table.id.in_(ids)).execute()
         _progress(job, "messages", messages=messages, locations=locations, attachments=attachments)
-    return True
+    return places[-1]  # type: ignore[no-any-return]
 
 
 def _delete_account_rows(job: EmailJob) -> None:
