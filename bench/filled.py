@@ -32,7 +32,7 @@ STORED, FALLEN_BACK = 200, 150
 FAILED, ATTACHED = 500, 11
 FOLDERS = ("INBOX", "Archive", "Sent", "Junk", "Trash", "Drafts")
 
-WORDS = "invoice meeting order delivery question answer report project".split()
+WORDS = ["invoice", "meeting", "order", "delivery", "question", "answer", "report", "project"]
 TEXT = " ".join(itertools.islice(itertools.cycle(WORDS + WORDS[::-1] + WORDS[::3]), 4_000))
 
 
@@ -143,7 +143,7 @@ class Filling:
         arrived = database.timestamp(self.arrived(number))
         for folder in (position, 4)[: 1 + (number % 19 == 0)]:
             folder_id = _folder_id(self.owner(number), folder)
-            yield folder_id, 1, 0, number, number, 9_000, arrived, arrived
+            yield folder_id, 1, 0, number, number, arrived, 9_000, arrived, arrived
 
     def _attachment(self, number: int) -> tuple[Any, ...]:
         account, digest = self.owner(number), sha256(-number)
@@ -199,8 +199,8 @@ MESSAGE = (
     *("attachment_count", "text_body", "html_body"),
 )
 LOCATION = (
-    *("folder_id", "uidvalidity", "generation", "uid", "message_id", "server_size"),
-    *("internal_date", "seen_at"),
+    *("folder_id", "uidvalidity", "generation", "uid", "message_id", "message_date"),
+    *("server_size", "internal_date", "seen_at"),
 )
 ATTACHMENT = (
     *("account_id", "message_id", "position", "name", "safe_name", "content_type", "content_id"),
@@ -234,7 +234,9 @@ def _load_postgresql(url: str, tables: Any) -> None:
                 for row in rows:
                     copy.write_row(row)
             if "id" in columns:
-                advance = "SELECT setval(pg_get_serial_sequence(%s, 'id'), (SELECT MAX(id) FROM {}))"
+                advance = (
+                    "SELECT setval(pg_get_serial_sequence(%s, 'id'), (SELECT MAX(id) FROM {}))"
+                )
                 connection.execute(sql.SQL(advance).format(table), (name,))
         connection.execute("VACUUM ANALYZE")
         connection.execute("CHECKPOINT")

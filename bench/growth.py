@@ -21,9 +21,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import falcon.testing
 
@@ -77,12 +78,13 @@ class Servers:
     def start(self) -> None:
         production = self.name == "production"
         flavour = Flavour.REDIS if production else Flavour.VALKEY
-        self.redis = self.stack.enter_context(Valkey(self.directory / "redis", flavour))
+        self.redis = Valkey(self.directory / "redis", flavour)
+        self.stack.enter_context(self.redis)
         if production:
-            postgres = Postgres(self.directory / "postgres", durable=True)
-            self.postgres = cast(Postgres, self.stack.enter_context(postgres))
-            seaweed = Seaweed(self.directory / "seaweed")
-            self.seaweed = cast(Seaweed, self.stack.enter_context(seaweed))
+            self.postgres = Postgres(self.directory / "postgres", durable=True)
+            self.stack.enter_context(self.postgres)
+            self.seaweed = Seaweed(self.directory / "seaweed")
+            self.stack.enter_context(self.seaweed)
 
     @contextmanager
     def installation(self) -> Iterator[None]:
@@ -125,7 +127,7 @@ class Steps:
             create_app(), headers={"Authorization": f"Bearer {TOKEN}"}
         )
         # Local files on both sets: their flush differs less than an object store's answer does.
-        files = LocalFiles(settings().fallback_dir)
+        files = LocalFiles(settings().data_dir / "blobs")
         self.storage = Storage(files, StorageType.LOCAL, None)
         self.uids = itertools.count(filling.messages + 1)
         self.committed: list[int] = []
@@ -145,7 +147,9 @@ class Steps:
             found.append(Step("page of blobs that fell back", self.drain))
         return [
             *found,
-            Step("delete a message, ordinary mailbox", lambda: self.delete(self.ordinary()), times=5),
+            Step(
+                "delete a message, ordinary mailbox", lambda: self.delete(self.ordinary()), times=5
+            ),
             Step("delete a message, large mailbox", lambda: self.delete(3), times=1),
         ]
 
@@ -180,7 +184,7 @@ class Steps:
             account = EmailAccount.get_by_id(account_id)
         return Ledger(account, self.storage, settings(), self.announce)
 
-    def announce(self, ids: Any, imported: bool) -> None:
+    def announce(self, ids: Sequence[int], imported: bool) -> None:  # noqa: ARG002
         self.committed += ids
 
     def commit(self, account_id: int) -> int:
@@ -192,8 +196,7 @@ class Steps:
 
     def bodies(self, raws: Iterator[bytes]) -> Iterator[Body]:
         moment = datetime.now(UTC)
-        for raw in raws:
-            raw = raw[:12_000]
+        for raw in (whole[:12_000] for whole in raws):
             digest = hashlib.sha256(raw).hexdigest()
             yield Body(next(self.uids), moment, digest, len(raw), raw, len(raw), moment, None)
 
@@ -209,9 +212,9 @@ class Steps:
         return 1
 
     def drain(self) -> int:
-        from mailpoll.actors.maintain import _page
+        from mailpoll.actors.maintain import local_blobs
 
-        assert _page(EmailRawMessage, 0)
+        assert next(local_blobs(EmailRawMessage))
         return 1
 
     def delete(self, account_id: int) -> int:
@@ -230,7 +233,7 @@ class Steps:
         known = next(n for n in range(half, self.filling.messages) if self.filling.owner(n) == 1)
         largest = f"/admin/email-accounts/{uuid(1)}"
         messages = f"{largest}/messages"
-        deep = self.deep_cursor(messages)
+        deep = self.deep_cursor()
         recent = (datetime.now(UTC) - timedelta(days=300)).date()
         paths = {
             "statistics of all": "/admin/stats",
@@ -263,14 +266,14 @@ class Steps:
                 f"{messages}?message_id={known}@example.org&folder=INBOX"
             ),
         }
-        return [Step(f"GET {name}", lambda path=path: self.get(path)) for name, path in paths.items()]
+        return [Step(f"GET {name}", partial(self.get, path)) for name, path in paths.items()]
 
     def get(self, path: str) -> int:
         answer = self.api.simulate_get(path)
         assert answer.status_code == 200, answer.text
         return 1
 
-    def deep_cursor(self, path: str) -> str:
+    def deep_cursor(self) -> str:
         """A cursor nine tenths down the largest mailbox."""
         from mailpoll.web import paging
 
@@ -341,8 +344,16 @@ def throughput(servers: Servers, processes: int) -> float:
         for uid in range(1, WAITING, BATCH):
             moment = datetime.now(UTC)
             bodies = [
-                Body(uid + place, moment, hashlib.sha256(raw).hexdigest(), len(raw), raw, len(raw),
-                     moment, None)
+                Body(
+                    uid + place,
+                    moment,
+                    hashlib.sha256(raw).hexdigest(),
+                    len(raw),
+                    raw,
+                    len(raw),
+                    moment,
+                    None,
+                )
                 for place, raw in enumerate(itertools.islice(mail, BATCH))
             ]
             ledger.commit(folder, Batch(bodies), {"high": uid + BATCH - 1}, imported=False)
@@ -378,8 +389,9 @@ def speed() -> float:
         time.sleep(0.1)
 
 
-def report(costs: dict[str, dict[str, list[float]]], speeds: dict[str, dict[int, float]],
-           sizes: Sizes) -> dict[str, Any]:
+def report(
+    costs: dict[str, dict[str, list[float]]], speeds: dict[str, dict[int, float]], sizes: Sizes
+) -> dict[str, Any]:
     """The document that ``docs/performance.md`` is made from."""
     labels = [f"{count:,} / {messages:,}" for count, messages in sizes]
     tables = [
