@@ -38,6 +38,14 @@ lint: $(VENV)/dev.installed ## Check style and types
 bench: servers $(VENV)/dev.installed ## Import 100 Dovecot mailboxes of 100 messages and report
 	$(VENV)/bin/python -m bench
 
+.PHONY: bench-growth
+bench-growth: servers $(VENV)/dev.installed ## Measure each step with up to a million messages (20 minutes)
+	$(VENV)/bin/python -m bench.growth --json
+
+.PHONY: bench-wide
+bench-wide: servers $(VENV)/dev.installed ## Poll 5,000 mailboxes every minute for ten minutes, four times
+	$(VENV)/bin/python -m bench.wide --json
+
 .PHONY: fidelity
 fidelity: $(VENV)/dev.installed ## Compare the parser with four others on public test mail
 	$(VENV)/bin/python -m tests.fidelity
