@@ -78,6 +78,9 @@ ADD_DAY = database.Statement("""
         attachment_bytes = email_account_days.attachment_bytes + excluded.attachment_bytes,
         failures = email_account_days.failures + excluded.failures
 """)
+#: Rows of ``email_days`` for each day, as the triggers choose them.
+SHARDS = 8
+
 #: The conditions of indexes on few rows, as they stand there: planners do not see through a
 #: parameter that a condition is fulfilled.
 STORED = peewee.SQL("status = 'stored'")
@@ -580,6 +583,13 @@ class EmailDay(Table):
     class Meta:
         table_name = "email_days"
         primary_key = peewee.CompositeKey("day", "shard")
+
+    @classmethod
+    def lock(cls, account_id: int) -> None:
+        """Take the rows that an account's days are part of, in the order that commits take them."""
+        if not database.is_sqlite():
+            rows = cls.select(cls.day).where(cls.shard == account_id % SHARDS)
+            rows.order_by(cls.day).for_update().execute()
 
 
 class EmailJob(Table):

@@ -21,6 +21,7 @@ from ..models import (
     EmailAccount,
     EmailAccountDay,
     EmailAttachment,
+    EmailDay,
     EmailFetchFailure,
     EmailFolder,
     EmailJob,
@@ -174,6 +175,7 @@ def _delete_account_rows(job: EmailJob) -> None:
         for table in (EmailFetchFailure, EmailLeftOut):
             table.delete().where(table.folder.in_(folders)).execute()
         count = EmailFolder.delete().where(EmailFolder.account == job.account_id).execute()
+        EmailDay.lock(job.account_id)
         EmailAccountDay.delete().where(EmailAccountDay.account == job.account_id).execute()
         EmailAccount.delete().where(EmailAccount.id == job.account_id).execute()
         job.counts["folders"] = job.counts.get("folders", 0) + count

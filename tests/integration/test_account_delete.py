@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -14,7 +15,7 @@ from mailpoll.actors import process
 from mailpoll.actors.delete import LEASE
 from mailpoll.actors.poll import poll
 from mailpoll.blobs import Storage, StoreUnavailable
-from mailpoll.models import EmailAttachment, EmailJob, EmailRawMessage
+from mailpoll.models import SHARDS, EmailAccountDay, EmailAttachment, EmailJob, EmailRawMessage
 from tests.integration.rows import account_row, blobs, change_jobs, counts
 from tests.integration.system import System, message, wait_until
 
@@ -183,6 +184,40 @@ def _run_step(system: System, row: EmailJob, step: str) -> None:
                 pass
         case "account":
             steps._delete_account_rows(row)
+
+
+def test_a_deletion_and_a_commit_do_not_wait_in_a_circle(system: System, address: str) -> None:
+    # Given two accounts that are counted in the same rows, one of them with its last day first
+    rows = [account_row(system.add_account(f"{n}-{address}")) for n in range(SHARDS + 1)]
+    doomed, other = rows[0], rows[-1]
+    assert doomed.id % SHARDS == other.id % SHARDS
+    for day in ("2026-01-02", "2026-01-01"):
+        with database.transaction():
+            EmailAccountDay.add(doomed.id, day, messages=1)
+    job = delete(system, doomed.uuid)
+    with database.connected():
+        number = EmailJob.get(EmailJob.uuid == job["id"]).id
+    begun = threading.Event()
+
+    def commit() -> None:
+        with database.transaction():
+            EmailAccountDay.add(other.id, "2026-01-01", messages=1)
+            begun.set()
+            time.sleep(0.5)
+            EmailAccountDay.add(other.id, "2026-01-02", messages=1)
+
+    # When it is deleted while a commit of the other is under way
+    with ThreadPoolExecutor(1) as pool:
+        committed = pool.submit(commit)
+        assert begun.wait(10)
+        actors.delete_account.fn(number)
+        committed.result()
+    # Then both are done
+    assert done(system, job)
+    days = system.get("/admin/stats")["days"]
+    assert {day["day"]: day["messages"] for day in days} == {"2026-01-01": 1, "2026-01-02": 1}
+    with database.transaction():
+        EmailAccountDay.delete().execute()  # no mail stands behind them
 
 
 def test_a_message_that_a_worker_is_finishing_goes_with_its_attachments(
