@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -247,9 +248,16 @@ def started(
             process.send_signal(signal.SIGTERM)
             process.wait()
         log.close()
-        words = (directory / "mailpoll.log").read_text(errors="replace").splitlines()
-        say(f"{len(words)} lines of log")
-        print("\n".join(words[:5] + words[-15:]), file=sys.stderr)
+        say("what the log complains of: " + complaints(directory / "mailpoll.log"))
+
+
+def complaints(log: Path) -> str:
+    """The beginnings of warnings and errors, with how many there are of each."""
+    with log.open(errors="replace") as lines:
+        found = Counter(
+            line[27:90].strip() for line in lines if "[error" in line or "[warn" in line
+        )
+    return "; ".join(f"{count} x {text}" for text, count in found.most_common(10)) or "nothing"
 
 
 def answers(port: int) -> bool:
