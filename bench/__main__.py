@@ -1,248 +1,83 @@
-"""Import 100 Dovecot mailboxes, poll them again without news, and report the figures.
-
-``python -m bench [--accounts N] [--messages N] [--set embedded|production] [--json FILE]``
-"""
+"""``python -m bench mailpoll``: mailpoll alone. ``python -m bench compare``: beside its peers."""
 
 import argparse
-import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import urllib3
+from bench import detail
+from bench.contenders.mailpoll import Mailpoll, MailpollProduction
+from bench.mailboxes import mailboxes
 
-from bench.corpus import mailbox
-from bench.usage import Usage
-from mailpoll.settings import new_token
-from tests.servers.dovecot import Dovecot
-from tests.servers.postgres import Postgres
-from tests.servers.process import free_ports
-from tests.servers.seaweed import Seaweed
-from tests.servers.valkey import Flavour, Valkey
-
-PASSWORD = "secret"
-PATIENCE = 900
-
-
-class Api:
-    """The running mailpoll's API."""
-
-    def __init__(self, port: int, token: str) -> None:
-        self._base = f"http://127.0.0.1:{port}"
-        self._pool = urllib3.PoolManager(maxsize=16, headers={"Authorization": f"Bearer {token}"})
-
-    def __call__(self, method: str, path: str, body: Any = None) -> Any:
-        answer = self._pool.request(method, self._base + path, json=body, retries=False, timeout=60)
-        if answer.status >= 400:
-            raise RuntimeError(f"{method} {path}: {answer.status} {answer.data[:300]!r}")
-        return answer.json()
-
-    def ready(self) -> bool:
-        try:
-            return bool(self("GET", "/readyz")["ready"])
-        except (urllib3.exceptions.HTTPError, RuntimeError):
-            return False
+SETS = {"embedded": Mailpoll, "production": MailpollProduction}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--accounts", type=int, default=100)
-    parser.add_argument("--messages", type=int, default=100, help="per mailbox")
-    parser.add_argument("--set", choices=["embedded", "production"], default="embedded")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    commands = parser.add_subparsers(required=True)
+    alone = commands.add_parser("mailpoll", help="mailpoll alone: quick, and what took the CPU")
+    alone.add_argument("--set", choices=SETS, default="embedded")
+    alone.add_argument("--rtt", type=float, default=0, help="milliseconds to the server and back")
+    alone.add_argument("--polls", action="store_true", help="the scheduler's polls too: 5 minutes")
+    alone.add_argument("--reads", action="store_true", help="read from the API during the import")
+    alone.add_argument("--large", action="store_true", help="a message of 50 MB at the end")
+    alone.set_defaults(run=run_alone)
+    for command in (alone,):
+        command.add_argument("--accounts", type=int, default=100)
+        command.add_argument("--messages", type=int, default=104, help="per mailbox")
+        command.add_argument("--limit", type=float, default=600, help="seconds for each phase")
+        command.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="mailpoll-bench-") as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="mailpoll-bench-") as name:
         directory = Path(name)
-        directory.chmod(0o755)
-        figures = run(options.accounts, options.messages, options.set, directory, stack)
-    report(figures)
+        directory.chmod(0o755)  # the servers run as users of their own
+        options.run(options, directory)
+
+
+def run_alone(options: argparse.Namespace, directory: Path) -> None:
+    with ExitStack() as stack:
+        mail = stack.enter_context(
+            mailboxes(options.accounts, options.messages, directory / "dovecot")
+        )
+        server, _ = stack.enter_context(mail.at(options.rtt))
+        own = directory / options.set
+        own.mkdir()
+        contender = SETS[options.set](server, own, options.limit)
+        mailpoll = stack.enter_context(contender)
+        with ExitStack() as meanwhile:
+            reads = meanwhile.enter_context(detail.reading(mailpoll.api)) if options.reads else None
+            found = detail.basics(mailpoll, mail)
+        messages, accounts = len(mail.sent), options.accounts
+        figures = {
+            "set": options.set,
+            "messages": messages,
+            "bytes": mail.size,
+            "verified": found.verified,
+            "import_seconds": found.cold_import.seconds,
+            "messages_per_second": messages / found.cold_import.seconds,
+            "cpu_ms_per_message": found.cold_import.cpu / messages * 1_000,
+            "cpu_by_process": found.cpu,
+            "cpu_of_servers": found.servers_cpu,
+            "idle_round_seconds": found.idle.seconds,
+            "cpu_ms_per_idle_poll": found.idle.cpu / accounts * 1_000,
+            "new_mail_seconds": found.news.seconds,
+            "peak_mb": {name: peak / 1e6 for name, peak in found.peaks.items()},
+        }
+        if reads:
+            figures["read_ms"] = {f"p{p}": reads.percentile(p / 100) * 1_000 for p in (50, 95, 99)}
+            figures["reads_failed"] = dict(reads.failed)
+        if options.polls:
+            figures["cpu_ms_per_scheduled_poll"] = detail.scheduled_polls(mailpoll) * 1_000
+        if options.large:
+            peaks = detail.large_message(mailpoll, mail)
+            figures["peak_mb_50_mb_message"] = {name: peak / 1e6 for name, peak in peaks.items()}
+    rounded = json.loads(json.dumps(figures), parse_float=lambda text: round(float(text), 2))
+    for name, value in rounded.items():
+        print(f"{name:26} {value}")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2))
-
-
-def run(
-    accounts: int, messages: int, backing: str, directory: Path, stack: ExitStack
-) -> dict[str, Any]:
-    dovecot = stack.enter_context(Dovecot(directory / "dovecot"))
-    sent = fill(dovecot, accounts, messages)
-    (port,) = free_ports(1)
-    token = new_token()
-    environ = {
-        **backing_variables(backing, directory, stack),
-        "MAILPOLL_DATA_DIR": str(directory / "data"),
-        "MAILPOLL_API_TOKEN": token,
-        "MAILPOLL_IMAP_ALLOWED_NETWORKS": "127.0.0.0/8,::1/128",
-        "MAILPOLL_IMAP_CA_FILE": str(dovecot.ca_file),
-        "MAILPOLL_IMAP_PORTS": str(dovecot.imaps_port),
-        "MAILPOLL_POLL_INTERVAL": "3600",
-        "MAILPOLL_LOG_LEVEL": "warning",
-        "PORT": str(port),
-    }
-    api = Api(port, token)
-    with mailpoll(environ, directory) as process:
-        wait_until(api.ready)
-        usage = Usage(process.pid)
-        usage.start()
-        figures = {"set": backing, "messages": len(sent), "bytes": sum(map(len_of, sent))}
-        figures |= cold_import(api, usage, dovecot, accounts, len(sent))
-        verify(api, {digest for digest, _ in sent})
-        figures |= idle_round(api, usage)
-        usage.stop()
-        figures["peak_mb"] = {n: round(b / 1e6, 1) for n, b in usage.peak_by_name().items()}
-    return figures
-
-
-def len_of(item: tuple[str, int]) -> int:
-    return item[1]
-
-
-def fill(dovecot: Dovecot, accounts: int, messages: int) -> list[tuple[str, int]]:
-    """Deliver the corpus; the SHA-256 and size of each message."""
-    sent = []
-    for number in range(accounts):
-        mail = list(mailbox(number, messages))
-        dovecot.deliver_many(user(number), mail)
-        sent += [(hashlib.sha256(raw).hexdigest(), len(raw)) for raw in mail]
-    return sent
-
-
-def user(number: int) -> str:
-    return f"user{number:05}@example.org"
-
-
-def backing_variables(backing: str, directory: Path, stack: ExitStack) -> dict[str, str]:
-    if backing == "embedded":
-        return {}
-    postgres = stack.enter_context(Postgres(directory / "postgres", durable=True))
-    redis = stack.enter_context(Valkey(directory / "redis", Flavour.REDIS))
-    seaweed = stack.enter_context(Seaweed(directory / "seaweed"))
-    return {
-        "DATABASE_URL": postgres.create_database("bench"),
-        "REDIS_URL": redis.url,
-        "STORAGE_URL": seaweed.url_of("bench"),
-    }
-
-
-@contextmanager
-def mailpoll(environ: dict[str, str], directory: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    log = (directory / "mailpoll.log").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mailpoll", "up"],
-        env={**os.environ, **environ},
-        stdout=log,
-        stderr=log,
-    )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        tail = (directory / "mailpoll.log").read_text(errors="replace").splitlines()[-20:]
-        if any("error" in line for line in tail):
-            print("\n".join(tail), file=sys.stderr)
-
-
-def cold_import(
-    api: Api, usage: Usage, dovecot: Dovecot, accounts: int, messages: int
-) -> dict[str, Any]:
-    """Seconds from the first account's request until every message is processed."""
-    cpu = usage.total_cpu()
-    start = time.monotonic()
-    with ThreadPoolExecutor(4) as pool:
-        new = [
-            {
-                "address": user(number),
-                "password": PASSWORD,
-                "host": "localhost",
-                "port": dovecot.imaps_port,
-                "test": False,
-            }
-            for number in range(accounts)
-        ]
-        list(pool.map(lambda body: api("POST", "/admin/email-accounts", body), new))
-    added = time.monotonic() - start
-
-    def done() -> bool:
-        stats = api("GET", "/admin/stats")
-        return bool(stats["by_status"]["processed"] >= messages)
-
-    wait_until(done, 0.25)
-    seconds = time.monotonic() - start
-    spent = usage.total_cpu() - cpu
-    return {
-        "import_seconds": round(seconds, 2),
-        "adding_seconds": round(added, 2),
-        "messages_per_second": round(messages / seconds, 1),
-        "cpu_ms_per_message": round(spent / messages * 1_000, 2),
-        "cpu_by_process": {n: round(s, 2) for n, s in usage.cpu_by_name().items()},
-    }
-
-
-def verify(api: Api, digests: set[str]) -> None:
-    """What is stored is exactly what was sent."""
-    found: set[str] = set()
-    cursor = ""
-    ids = []
-    while True:
-        page = api("GET", f"/admin/email-accounts?limit=200{cursor}")
-        ids += [account["id"] for account in page["items"]]
-        if page["next"] is None:
-            break
-        cursor = f"&cursor={page['next']}"
-    for account in ids:
-        cursor = ""
-        while True:
-            path = f"/admin/email-accounts/{account}/messages?limit=200&status=processed{cursor}"
-            page = api("GET", path)
-            found |= {message["sha256"] for message in page["items"]}
-            if page["next"] is None:
-                break
-            cursor = f"&cursor={page['next']}"
-    if found != digests:
-        raise SystemExit(f"{len(digests - found)} messages missing, {len(found - digests)} unknown")
-
-
-def idle_round(api: Api, usage: Usage) -> dict[str, Any]:
-    """Seconds for a poll of every mailbox when none has news."""
-    accounts = api("GET", "/admin/email-accounts?limit=200")["items"]
-    before = {account["id"]: account["last_success_at"] for account in accounts}
-    cpu = usage.total_cpu()
-    start = time.monotonic()
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda i: api("POST", f"/admin/email-accounts/{i}/poll"), before))
-
-    def done() -> bool:
-        now = api("GET", "/admin/email-accounts?limit=200")["items"]
-        return all(account["last_success_at"] != before[account["id"]] for account in now)
-
-    wait_until(done, 0.1)
-    return {
-        "idle_round_seconds": round(time.monotonic() - start, 2),
-        "idle_polls": len(before),
-        "cpu_ms_per_idle_poll": round((usage.total_cpu() - cpu) / len(before) * 1_000, 2),
-    }
-
-
-def wait_until(done: Callable[[], bool], pause: float = 0.1) -> None:
-    end = time.monotonic() + PATIENCE
-    while not done():
-        if time.monotonic() > end:
-            raise SystemExit("gave up waiting")
-        time.sleep(pause)
-
-
-def report(figures: dict[str, Any]) -> None:
-    for name, value in figures.items():
-        print(f"{name:24} {value}")
+        options.json.write_text(json.dumps(rounded, indent=2))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
 import os
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(slots=True)
 class Usage:
-    """Samples a process tree in a thread. CPU in seconds by process name, memory peaks in bytes."""
+    """Looks at a process tree. CPU in seconds and memory peaks in bytes, by process name."""
 
     pid: int
     cpu: dict[int, float] = field(default_factory=dict)
@@ -21,10 +21,26 @@ class Usage:
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
+        """Look every second, so that what ended processes took is known to within a second."""
         threading.Thread(target=self._run, daemon=True).start()
 
     def stop(self) -> None:
         self._stopped.set()
+
+    def settle(self, share: float = 0.1, patience: float = 30) -> None:
+        """Wait until the tree has done with starting: a second in which it takes little CPU.
+
+        Parameters:
+          share: of one core.
+        """
+        end = time.monotonic() + patience
+        before = self.total_cpu()
+        while time.monotonic() < end:
+            time.sleep(1)
+            now = self.total_cpu()
+            if now - before < share:
+                return
+            before = now
 
     def total_cpu(self) -> float:
         """Seconds of all processes together, now."""
@@ -32,31 +48,40 @@ class Usage:
         return sum(self.cpu.values())
 
     def cpu_by_name(self) -> dict[str, float]:
+        """Seconds of all processes of each name, now."""
+        self._sample()
         found: dict[str, float] = {}
         for pid, seconds in self.cpu.items():
             found[self.names[pid]] = found.get(self.names[pid], 0) + seconds
         return found
 
     def peak_by_name(self) -> dict[str, int]:
-        """The largest single process of each name."""
+        """The largest single process of each name since it started."""
+        self._sample()
         found: dict[str, int] = {}
         for pid, peak in self.peaks.items():
             found[self.names[pid]] = max(found.get(self.names[pid], 0), peak)
         return found
 
     def _run(self) -> None:
-        while not self._stopped.wait(0.2):
+        while not self._stopped.wait(1):
             self._sample()
 
     def _sample(self) -> None:
         for pid in _tree(self.pid):
             try:
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                self.names.setdefault(pid, _name(pid))
+                status = Path(f"/proc/{pid}/status").read_text()
+                name = _name(pid)
             except OSError:
                 continue
+            peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+            if peak is None:  # it has ended and waits for its parent
+                continue
+            # A name can change: a new process bears its parent's until it executes its own.
+            self.names[pid] = name
             self.cpu[pid] = (int(fields[11]) + int(fields[12])) / TICKS
-            self.peaks[pid] = max(self.peaks.get(pid, 0), int(fields[21]) * PAGE)
+            self.peaks[pid] = int(peak[1]) * 1024
 
 
 def _tree(root: int) -> list[int]:

@@ -1,0 +1,1 @@
+"""Programs that bring in mail, side by side, each with the same interface."""
