@@ -4,10 +4,10 @@ import argparse
 import json
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 from bench import detail
+from bench.compare import CONTENDERS, Comparison, details
 from bench.contenders.mailpoll import Mailpoll, MailpollProduction
 from bench.mailboxes import mailboxes
 
@@ -24,7 +24,18 @@ def main() -> None:
     alone.add_argument("--reads", action="store_true", help="read from the API during the import")
     alone.add_argument("--large", action="store_true", help="a message of 50 MB at the end")
     alone.set_defaults(run=run_alone)
-    for command in (alone,):
+    beside = commands.add_parser("compare", help="mailpoll beside its peers")
+    beside.add_argument(
+        "--contenders", type=names_of, default=list(CONTENDERS), help=", ".join(CONTENDERS)
+    )
+    beside.add_argument(
+        "--rtt", type=numbers_of, default=[0, 40], help="milliseconds, such as 0,40"
+    )
+    beside.add_argument("--rounds", type=int, default=1)
+    beside.add_argument("--seed", type=int, default=1, help="of the order in each round")
+    beside.add_argument("--details", action="store_true", help="mailpoll alone too: 12 minutes")
+    beside.set_defaults(run=run_compare)
+    for command in (alone, beside):
         command.add_argument("--accounts", type=int, default=100)
         command.add_argument("--messages", type=int, default=104, help="per mailbox")
         command.add_argument("--limit", type=float, default=600, help="seconds for each phase")
@@ -34,6 +45,38 @@ def main() -> None:
         directory = Path(name)
         directory.chmod(0o755)  # the servers run as users of their own
         options.run(options, directory)
+
+
+def names_of(words: str) -> list[str]:
+    names = words.split(",")
+    if unknown := set(names) - set(CONTENDERS):
+        raise argparse.ArgumentTypeError(f"no such contender: {', '.join(unknown)}")
+    return names
+
+
+def numbers_of(words: str) -> list[float]:
+    return [float(word) for word in words.split(",")]
+
+
+def run_compare(options: argparse.Namespace, directory: Path) -> None:
+    with mailboxes(options.accounts, options.messages, directory / "dovecot") as mail:
+        comparison = Comparison(
+            mail,
+            directory,
+            options.contenders,
+            options.rtt,
+            options.rounds,
+            options.seed,
+            options.limit,
+        )
+        comparison.run()
+        found = {}
+        for kind in SETS.values() if options.details else []:
+            found[kind.name] = details(kind, mail, directory / "details", options.limit)
+        result = comparison.result(found)
+    print("\n\n".join(table.markdown() for table in result.tables))
+    if options.json:
+        result.save(options.json)
 
 
 def run_alone(options: argparse.Namespace, directory: Path) -> None:

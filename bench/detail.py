@@ -1,4 +1,4 @@
-"""mailpoll alone, in detail: CPU by process, the scheduler's own polls, memory, the API meanwhile."""
+"""mailpoll in detail: CPU by process, the scheduler's own polls, memory, the API meanwhile."""
 
 import threading
 import time
@@ -13,10 +13,13 @@ import urllib3
 from bench.contenders.contender import Took, wait_until
 from bench.contenders.mailpoll import RARELY, Api, Mailpoll
 from bench.mailboxes import Mailboxes
+from mailpoll.settings import Settings
 
 #: Requests a second while mail is imported.
 READS = 10
 LARGE = 50_000_000
+#: Threads of a poller, as they come.
+POLLER_THREADS: int = Settings.model_fields["poller_threads"].default
 #: Seconds for which the scheduler's polls are watched, and before that the same processes idle.
 WATCHED, IDLE = 120, 60
 

@@ -10,19 +10,9 @@ from pathlib import Path
 from imapclient import IMAPClient
 
 from bench import corpus
+from bench.contenders.contender import Server
 from bench.proxy import DelayProxy
 from tests.servers.dovecot import Dovecot
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """What a contender is told: where the mail is, over TLS, and how to get in."""
-
-    host: str
-    port: int
-    ca_file: Path
-    users: list[str]
-    password: str
 
 
 @dataclass(slots=True)

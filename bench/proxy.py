@@ -1,4 +1,4 @@
-"""A TCP proxy that makes the way to a server longer: each byte arrives later, none waits for others.
+"""A TCP proxy that makes the way to a server longer: bytes arrive later, and no slower.
 
 ``python -m bench.proxy`` measures what it carries and the CPU that it takes for that.
 """

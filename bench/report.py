@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.results import DIRECTORY, Cell, Plot, Result, Table
+from bench.results import DIRECTORY, Plot, Result, shown
 
 #: The order of the sections; results of other names follow.
 ORDER = ["compare", "wide", "growth"]
@@ -56,26 +56,10 @@ def section(result: Result) -> str:
     for plot in result.plots:
         draw(plot).savefig(DIRECTORY / f"{plot.name}.svg", metadata={"Date": None})
         parts.append(f"![{plot.title}]({DIRECTORY.name}/{plot.name}.svg)")
-    parts += [markdown(table) for table in result.tables]
+    parts += [table.markdown() for table in result.tables]
     facts = ", ".join(f"{name} {value}" for name, value in result.machine.items())
     parts.append(f"Measured on {result.date}: {facts}.")
     return "\n\n".join(parts) + "\n"
-
-
-def markdown(table: Table) -> str:
-    lines = [table.columns, ["---", *["---:"] * (len(table.columns) - 1)], *table.rows]
-    rows = "\n".join("| " + " | ".join(map(shown, line)) + " |" for line in lines)
-    return f"**{table.title}**\n\n{rows}"
-
-
-def shown(cell: Cell) -> str:
-    """A cell as people read it: a dash for nothing, numbers with three digits that tell."""
-    if cell is None:
-        return "\N{EN DASH}"
-    if isinstance(cell, float):
-        digits = 2 if abs(cell) < 10 else 1 if abs(cell) < 100 else 0
-        return f"{cell:,.{digits}f}"
-    return f"{cell:,}" if isinstance(cell, int) else cell.replace("|", r"\|")
 
 
 def draw(plot: Plot) -> Figure:

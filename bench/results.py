@@ -61,11 +61,26 @@ def _version(command: list[str], pattern: str) -> str:
 Cell = str | int | float | None
 
 
+def shown(cell: Cell) -> str:
+    """A cell as people read it: a dash for nothing, numbers with the digits that tell."""
+    if cell is None:
+        return "\N{EN DASH}"
+    if isinstance(cell, float):
+        digits = 2 if abs(cell) < 10 else 1 if abs(cell) < 100 else 0
+        return f"{cell:,.{digits}f}"
+    return f"{cell:,}" if isinstance(cell, int) else cell.replace("|", r"\|")
+
+
 @dataclass(slots=True)
 class Table:
     title: str
     columns: list[str]
     rows: list[list[Cell]]
+
+    def markdown(self) -> str:
+        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
+        rows = "\n".join("| " + " | ".join(map(shown, line)) + " |" for line in lines)
+        return f"**{self.title}**\n\n{rows}"
 
 
 @dataclass(slots=True)
