@@ -1,6 +1,7 @@
 """mailpoll itself, as `mailpoll up` runs it, with each of its backing sets."""
 
 import hashlib
+import io
 import os
 import signal
 import sqlite3
@@ -193,6 +194,7 @@ class MailpollProduction(Mailpoll):
             assert server.pid is not None
             self.servers[server.program] = Usage(server.pid)
         self._store = seaweed.client()
+        self._warm_up()
         self._url = postgres.create_database("bench")
         self._reader = stack.enter_context(psycopg.connect(self._url, autocommit=True))
         return {
@@ -200,6 +202,17 @@ class MailpollProduction(Mailpoll):
             "REDIS_URL": redis.url,
             "STORAGE_URL": seaweed.url_of(BUCKET),
         }
+
+    def _warm_up(self) -> None:
+        """A bucket in use: the first objects of a new one wait until its volumes are made."""
+        self._store.make_bucket(BUCKET)
+
+        def put(number: int) -> None:
+            self._store.put_object(BUCKET, f"warm/{number}", io.BytesIO(b"warm"), 4)
+            self._store.remove_object(BUCKET, f"warm/{number}")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(put, range(64)))
 
     def ask(self, query: str) -> list[Any]:
         return self._reader.execute(query).fetchall()
