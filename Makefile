@@ -35,8 +35,19 @@ lint: $(VENV)/dev.installed ## Check style and types
 	$(VENV)/bin/mypy
 
 .PHONY: bench
-bench: servers $(VENV)/dev.installed ## Import 100 Dovecot mailboxes of 100 messages and report
-	$(VENV)/bin/python -m bench
+bench: bench-installed ## Measure mailpoll beside mbsync and a raw download: 4 minutes
+	$(VENV)/bin/python -m bench compare --contenders raw,mailpoll,mailpoll-production,mbsync8
+
+.PHONY: bench-full
+bench-full: bench-installed ## Measure mailpoll beside every peer, and make docs/performance.md
+	$(VENV)/bin/python -m bench compare --rounds 3 --limit 300 --details \
+		--json docs/performance/compare.json
+	$(VENV)/bin/python -m bench.report
+
+# Peers that are programs run where they are installed: apt install isync offlineimap3
+.PHONY: bench-installed
+bench-installed: servers $(VENV)/dev.installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[bench]"
 
 .PHONY: bench-growth
 bench-growth: servers $(VENV)/dev.installed ## Measure each step with up to a million messages (20 minutes)

@@ -3,7 +3,7 @@
 import argparse
 import json
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from bench import detail
@@ -89,9 +89,9 @@ def run_alone(options: argparse.Namespace, directory: Path) -> None:
         own.mkdir()
         contender = SETS[options.set](server, own, options.limit)
         mailpoll = stack.enter_context(contender)
-        with ExitStack() as meanwhile:
-            reads = meanwhile.enter_context(detail.reading(mailpoll.api)) if options.reads else None
-            found = detail.basics(mailpoll, mail)
+        reads = detail.Reads()
+        meanwhile = detail.reading(mailpoll.api, reads) if options.reads else nullcontext()
+        found = detail.basics(mailpoll, mail, meanwhile)
         messages, accounts = len(mail.sent), options.accounts
         figures = {
             "set": options.set,
@@ -108,7 +108,7 @@ def run_alone(options: argparse.Namespace, directory: Path) -> None:
             "new_mail_seconds": found.news.seconds,
             "peak_mb": {name: peak / 1e6 for name, peak in found.peaks.items()},
         }
-        if reads:
+        if options.reads:
             figures["read_ms"] = {f"p{p}": reads.percentile(p / 100) * 1_000 for p in (50, 95, 99)}
             figures["reads_failed"] = dict(reads.failed)
         if options.polls:

@@ -5,6 +5,7 @@ import random
 import shutil
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -61,6 +62,7 @@ FAR = (
     "carried {speed:.0f} MB/s here, for {cpu:.2f} ms of CPU a MB on the same cores, which is in "
     "nobody's figures."
 )
+BUSY = "Other programs took {usual:.0%} of the machine before a run, {most:.0%} at most."
 LIMIT = "Contenders of which a phase took more than {limit:.0f} s were ended there."
 SLOW = "Slow ones ({names}) ran in the first round only."
 MISSING = "Not installed here: {names}."
@@ -100,6 +102,8 @@ class Comparison:
     seed: int
     limit: float
     runs: dict[tuple[str, float], Runs] = field(default_factory=dict)
+    #: What other programs took of the machine before each run.
+    busy: list[float] = field(default_factory=list)
 
     def run(self) -> None:
         for number in range(self.rounds):
@@ -119,6 +123,7 @@ class Comparison:
         own = self.directory / name
         own.mkdir()
         os.sync()  # what the one before wrote is written
+        self.busy.append(busy())
         with self.mail.at(distance) as (server, _), ExitStack() as stack:
             contender = stack.enter_context(CONTENDERS[name](server, own, self.limit))
             try:
@@ -160,7 +165,8 @@ class Comparison:
         if any(self.distances):
             speed, cpu = proxy.throughput()
             text.append(FAR.format(speed=speed, cpu=cpu))
-        notes = []
+        busy = {"usual": statistics.median(self.busy), "most": max(self.busy)}
+        notes = [BUSY.format(**busy)]
         if any(runs.too_slow for runs in self.runs.values()):
             notes.append(LIMIT.format(limit=self.limit))
         slow = [f"`{name}`" for name in self.present() if CONTENDERS[name].slow]
@@ -169,7 +175,7 @@ class Comparison:
         missing = [f"`{name}`" for name in self.names if name not in self.present()]
         if missing:
             notes.append(MISSING.format(names=", ".join(missing)))
-        return [*text, " ".join(notes)] if notes else text
+        return [*text, " ".join(notes)]
 
     def _table(self, distance: float) -> Table:
         columns = ["contender", "cold import, s", "messages/s", "CPU ms/message"]
@@ -249,6 +255,20 @@ def _target(what: str, most: float, measured: float | None) -> list[Cell]:
     return [what, f"at most {most:g}", measured, met]
 
 
+def busy(seconds: float = 1) -> float:
+    """The share of all cores that is taken now."""
+    before = os.times().elapsed, _idle()
+    time.sleep(seconds)
+    cores = (os.times().elapsed - before[0]) * (os.cpu_count() or 1)
+    return max(0.0, 1 - (_idle() - before[1]) / cores)
+
+
+def _idle() -> float:
+    """Seconds for which cores had nothing to do or waited for disks."""
+    fields = Path("/proc/stat").read_text().split(maxsplit=6)
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass(slots=True)
 class Details:
     """What was found of mailpoll alone with one backing set; milliseconds and MB."""
@@ -275,8 +295,8 @@ def details(kind: type[Mailpoll], mail: Mailboxes, directory: Path, limit: float
     directory.mkdir()
     os.sync()
     with mail.at(0) as (server, _), kind(server, directory, limit) as mailpoll:
-        with detail.reading(mailpoll.api) as reads:
-            basics = detail.basics(mailpoll, mail)
+        reads = detail.Reads()
+        basics = detail.basics(mailpoll, mail, detail.reading(mailpoll.api, reads))
         scheduled = detail.scheduled_polls(mailpoll) * 1_000
         large = {name: peak / 1e6 for name, peak in detail.large_message(mailpoll, mail).items()}
         found = Details(basics, reads, scheduled, large, detail.POLLER_THREADS)
@@ -295,7 +315,10 @@ def _process_table(found: dict[str, Details]) -> Table:
             cpu = one.basics.cpu | one.basics.servers_cpu
             row += [cpu.get(name), one.large_mb.get(name)]
         rows.append(row)
-    title = "CPU of the cold import, and peak memory of a process, a message of 50 MB included"
+    title = (
+        "CPU of the cold import with ten requests a second to the API, and peak memory of the "
+        "largest process of each kind, a message of 50 MB included"
+    )
     return Table(title, columns, rows)
 
 

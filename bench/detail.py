@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
 
@@ -38,11 +38,18 @@ class Basics:
     peaks: dict[str, int]
 
 
-def basics(mailpoll: Mailpoll, mail: Mailboxes) -> Basics:
-    """Import all, poll without news, poll with one new message in every box."""
+def basics(
+    mailpoll: Mailpoll, mail: Mailboxes, meanwhile: AbstractContextManager[object]
+) -> Basics:
+    """Import all, poll without news, poll with one new message in every box.
+
+    Parameters:
+      meanwhile: entered for as long as the import runs.
+    """
     messages = len(mail.sent)
     before, servers = mailpoll.usage.cpu_by_name(), _servers_cpu(mailpoll)
-    cold_import = mailpoll.cold_import(messages)
+    with meanwhile:
+        cold_import = mailpoll.cold_import(messages)
     cpu = _since(before, mailpoll.usage.cpu_by_name())
     servers_cpu = _since(servers, _servers_cpu(mailpoll))
     idle = mailpoll.poll(messages)
@@ -115,13 +122,13 @@ class Reads:
 
 
 @contextmanager
-def reading(api: Api) -> Iterator[Reads]:
+def reading(api: Api, reads: Reads) -> Iterator[None]:
     """Read from the API at a steady rate for as long as the block runs."""
-    reads, ended = Reads(), threading.Event()
+    ended = threading.Event()
     thread = threading.Thread(target=_read, args=(api, reads, ended))
     thread.start()
     try:
-        yield reads
+        yield
     finally:
         ended.set()
         thread.join()
