@@ -1,5 +1,6 @@
 """mailpoll in detail: CPU by process, the scheduler's own polls, memory, the API meanwhile."""
 
+import os
 import threading
 import time
 from collections import Counter
@@ -52,6 +53,7 @@ def basics(
         cold_import = mailpoll.cold_import(messages)
     cpu = _since(before, mailpoll.usage.cpu_by_name())
     servers_cpu = _since(servers, _servers_cpu(mailpoll))
+    os.sync()  # else the next flush would pay for what the import left to the kernel
     idle = mailpoll.poll(messages)
     with mail.news():
         news = mailpoll.poll(len(mail.sent))
