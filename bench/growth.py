@@ -203,7 +203,7 @@ class Steps:
     def process(self) -> int:
         from mailpoll.actors.process import process
 
-        process(self.committed.pop())
+        process([self.committed.pop()])
         return 1
 
     def sweep(self) -> int:
