@@ -78,6 +78,8 @@ class Broker(RedisBroker):
 
     def enqueue_all(self, messages: Sequence[Queued]) -> None:
         """Send messages, each with a delay in milliseconds or ``None``."""
+        if not messages:
+            return
         dispatch = self.scripts["dispatch"]
         pipeline = self.client.pipeline(transaction=False)
         for original, delay in messages:

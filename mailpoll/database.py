@@ -6,9 +6,12 @@ starts with BEGIN IMMEDIATE (a deferred one fails at once with "database is lock
 processes write, whatever the busy time-out).
 """
 
+import fcntl
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -23,11 +26,13 @@ from . import turns
 
 #: Milliseconds that a SQLite writer waits for another process's transaction.
 BUSY_TIMEOUT = 30_000
+#: Seconds between two looks at another process's transaction.
+LOCK_PAUSE = 0.0005
 #: Seconds that a thread waits for a free connection of the pool.
 POOL_WAIT = 30
 
 proxy = peewee.DatabaseProxy()
-#: Threads of one process queue here instead of polling SQLite's file lock.
+#: Threads of one process queue here.
 _sqlite_writer = threading.RLock()
 
 
@@ -250,11 +255,46 @@ def transaction(*, durable: bool = True) -> Iterator[None]:
                     proxy.execute_sql("SET LOCAL synchronous_commit TO off")
                 yield
         elif durable:
-            with _sqlite_writer, _flushed(), proxy.atomic("IMMEDIATE"):
+            with _writing(), _flushed(), proxy.atomic("IMMEDIATE"):
                 yield
         else:
-            with _sqlite_writer, proxy.atomic("IMMEDIATE"):
+            with _writing(), proxy.atomic("IMMEDIATE"):
                 yield
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Be SQLite's one writer: among this process's threads, then among the processes."""
+    with ExitStack() as stack:
+        with turns.waiting():
+            stack.enter_context(_sqlite_writer)
+            stack.enter_context(_lock_file())
+        yield
+
+
+@contextmanager
+def _lock_file() -> Iterator[None]:
+    """Wait for other processes' transactions, at most as long as SQLite would.
+
+    SQLite sleeps up to 100 ms between two looks at its lock, while a transaction takes 10 ms: with
+    two workers the processes spent a quarter of their time asleep.
+    """
+    descriptor = os.open(f"{proxy.database}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        end = time.monotonic() + BUSY_TIMEOUT / 1_000
+        while not _locked(descriptor) and time.monotonic() < end:
+            time.sleep(LOCK_PAUSE)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

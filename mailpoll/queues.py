@@ -176,5 +176,8 @@ def _entries(broker: Broker, key: str) -> Iterator[dict[bytes, set[int]]]:
         yield {raw_id: _rows(message.args[0]) for raw_id, message in decoded if message.args}
 
 
-def _rows(argument: int | list[int]) -> set[int]:
+def _rows(argument: int | list[int] | dict[str, int]) -> set[int]:
+    """None where it is many accounts' polls: that of an account that is gone does nothing."""
+    if isinstance(argument, dict):
+        return set()
     return set(argument) if isinstance(argument, list) else {argument}

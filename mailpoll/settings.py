@@ -127,7 +127,7 @@ class Settings(BaseModel):
     port: int = Field(8025, alias="PORT", ge=1, le=65_535)
     web_workers: int = Field(1, alias="WEB_CONCURRENCY", ge=1, le=64)
     web_threads: int = Field(8, alias="MAILPOLL_WEB_THREADS", ge=1, le=256)
-    poller_threads: int = Field(16, alias="MAILPOLL_POLLER_THREADS", ge=1, le=1_000)
+    poller_threads: int = Field(32, alias="MAILPOLL_POLLER_THREADS", ge=1, le=1_000)
     worker_processes: int = Field(
         default_factory=lambda: os.cpu_count() or 1, alias="MAILPOLL_WORKER_PROCESSES", ge=1, le=256
     )

@@ -15,11 +15,12 @@ dramatiq.set_broker(broker)
 
 from .delete import delete_account  # noqa: E402
 from .maintain import drain_fallback, sweep  # noqa: E402
-from .poll import continue_import, poll_account  # noqa: E402
+from .poll import begin_polls, continue_import, poll_account  # noqa: E402
 from .process import import_messages, process_message  # noqa: E402
 from .schedule import schedule_polls  # noqa: E402
 
 __all__ = [
+    "begin_polls",
     "broker",
     "continue_import",
     "delete_account",

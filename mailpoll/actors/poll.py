@@ -64,6 +64,17 @@ def poll_account(account_id: int, due: int | None = None) -> None:
     poll(account_id, due)
 
 
+@dramatiq.actor(queue_name=POLL, priority=-10)
+def begin_polls(polls: dict[str, int]) -> None:
+    """Send the polls, account to due time, of accounts that fall due in the same second.
+
+    One delayed message for all of them: each of its own would pass through the queue twice.
+    """
+    poll_account.broker.enqueue_all(
+        [(poll_account.message(int(account_id), due), None) for account_id, due in polls.items()]
+    )
+
+
 @dramatiq.actor(queue_name=BACKFILL, priority=50, limits=limits, notify_shutdown=True)
 def continue_import(account_id: int, due: int | None = None) -> None:
     """Go on with an account whose mail did not fit into one time slice.

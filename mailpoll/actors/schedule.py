@@ -1,5 +1,6 @@
 """Every minute: enqueue the polls that fall due before the next tick."""
 
+import math
 import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -8,9 +9,9 @@ import dramatiq
 from periodiq import cron
 
 from .. import database
-from ..broker import MAINTENANCE, Queued
+from ..broker import MAINTENANCE
 from ..models import EmailAccount
-from .poll import poll_account
+from .poll import begin_polls
 
 #: A tick looks this far ahead, so that no poll waits for the next one.
 HORIZON = timedelta(seconds=65)
@@ -32,17 +33,19 @@ def schedule_polls() -> None:
 
 
 def enqueue_polls(accounts: Sequence[EmailAccount], moment: datetime) -> None:
-    """Send the polls of claimed accounts in one round trip."""
-    messages: list[Queued] = [
-        (poll_account.message(account.id, account.due), _delay(account, moment))
-        for account in accounts
-    ]
-    poll_account.broker.enqueue_all(messages)
+    """Send the polls of claimed accounts, those of a later second together."""
+    seconds: dict[int, dict[str, int]] = {}
+    for account in accounts:
+        seconds.setdefault(_delay(account, moment), {})[str(account.id)] = account.due
+    begin_polls.fn(seconds.pop(0, {}))
+    begin_polls.broker.enqueue_all(
+        [(begin_polls.message(polls), second * 1_000) for second, polls in seconds.items()]
+    )
 
 
 def _delay(account: EmailAccount, moment: datetime) -> int:
-    """Milliseconds from now until the poll; those long overdue are spread, not sent all at once."""
+    """Seconds from now until the poll; those long overdue are spread, not sent all at once."""
     ahead = (account.next_poll_at - moment).total_seconds()
     if ahead < -HORIZON.total_seconds():
         ahead = random.uniform(0, min(account.poll_interval, 30))  # noqa: S311
-    return max(0, int(ahead * 1_000))
+    return max(0, math.ceil(ahead))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -55,7 +56,12 @@ def soon(**span: float) -> Any:
 
 
 def polls(system: System) -> list[Entry]:
-    return entries(system, "poll")
+    """One entry for each poll, also of those that are sent together."""
+    found = []
+    for entry in entries(system, "poll"):
+        together = entry.args[0].items() if entry.actor == "begin_polls" else ()
+        found += [replace(entry, args=(int(account), due)) for account, due in together] or [entry]
+    return found
 
 
 def polled_ids(system: System) -> list[int]:
