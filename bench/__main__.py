@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -41,6 +43,7 @@ def main() -> None:
         command.add_argument("--limit", type=float, default=600, help="seconds for each phase")
         command.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and the servers with it
     with tempfile.TemporaryDirectory(prefix="mailpoll-bench-") as name:
         directory = Path(name)
         directory.chmod(0o755)  # the servers run as users of their own

@@ -47,13 +47,13 @@ TEXT = [
     "embedded set counts.",
     "`raw` downloads everything over 16 connections and keeps nothing: the limit. `mbsync` is "
     "`mbsync -a`, `mbsync8` a process for each mailbox, eight at a time, `offlineimap` is "
-    "offlineimap3 with eight accounts at once; what they flush to disk is their default. `serial` "
-    "is the loop that everybody writes first, with IMAPClient and the standard library's parser. "
-    "`celery` is the design that mailpoll replaces: a task for each message, which logs in, ten "
-    "processes, Redis, PostgreSQL, raw files without a flush. `mailpoll` is the embedded set, "
-    "`mailpoll-production` has PostgreSQL with flushes, Redis and SeaweedFS. Only mailpoll, celery "
-    "and serial parse the mail; only mailpoll stores attachments and flushes what it stores before "
-    "it says so.",
+    "offlineimap3 with eight accounts at once; both flush what they write to disk, which is their "
+    "default. `serial` is the loop that everybody writes first: IMAPClient, files that nobody "
+    "flushes, the standard library's parser. `celery` is the design that mailpoll replaces: a "
+    "task for each message, which logs in, ten processes, Redis, PostgreSQL with flushes, raw "
+    "files without. `mailpoll` is the embedded set, `mailpoll-production` has PostgreSQL with "
+    "flushes, Redis and SeaweedFS. Only mailpoll, `celery` and `serial` parse the mail, and only "
+    "mailpoll stores attachments.",
     "What was stored is compared with what was sent by SHA-256 (mailpoll, celery, serial) or "
     "counted (mbsync and offlineimap add a header; raw keeps nothing).",
 ]
