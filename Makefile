@@ -35,7 +35,7 @@ lint: $(VENV)/dev.installed ## Check style and types
 	$(VENV)/bin/mypy
 
 .PHONY: bench
-bench: bench-installed ## Measure mailpoll beside mbsync and a raw download: 4 minutes
+bench: bench-installed ## Measure mailpoll beside mbsync and a raw download: 5 minutes
 	$(VENV)/bin/python -m bench compare --contenders raw,mailpoll,mailpoll-production,mbsync8
 
 .PHONY: bench-full

@@ -77,7 +77,7 @@ def run_compare(options: argparse.Namespace, directory: Path) -> None:
         for kind in SETS.values() if options.details else []:
             found[kind.name] = details(kind, mail, directory / "details", options.limit)
         result = comparison.result(found)
-    print("\n\n".join(table.markdown() for table in result.tables))
+    print("\n\n".join([result.text[-1], *(table.markdown() for table in result.tables)]))
     if options.json:
         result.save(options.json)
 

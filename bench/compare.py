@@ -243,7 +243,9 @@ class Comparison:
             ("mbsync8", 1.0, "cold import as long as mbsync8's, times"),
             ("celery", 0.1, "cold import as long as celery's, times"),
         ):
-            theirs = self.runs.get((peer, distance), Runs())
+            if (peer, distance) not in self.runs:
+                continue
+            theirs = self.runs[peer, distance]
             slow = theirs.ended.startswith("over") and not theirs.took
             least = self.limit if slow else theirs.seconds(PHASES[0])
             mine = own.seconds(PHASES[0])
