@@ -73,7 +73,12 @@ class Broker(RedisBroker):
     def consumer_class(self) -> type[Consumer]:
         return Consumer
 
+    #: Messages of the poller's queues that a process takes: one for each of its threads.
+    polls_at_once = 1
+
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5_000) -> Any:
+        if queue_name in POLLER_QUEUES:
+            prefetch = max(prefetch, self.polls_at_once)
         return super().consume(queue_name, prefetch, min(timeout, IDLE))
 
     def enqueue_all(self, messages: Sequence[Queued]) -> None:
@@ -131,6 +136,7 @@ def make_broker(settings: Settings) -> Broker:
             TaskStats(client),
         ],
     )
+    broker.polls_at_once = settings.poller_threads
     for queue in (*POLLER_QUEUES, *WORKER_QUEUES):
         broker.declare_queue(queue)
     return broker
