@@ -118,6 +118,9 @@ class _Client(imapclient.IMAPClient):  # type: ignore[misc]
         # imapclient turns on imaplib's trace, which formats every line and would show passwords.
         connection.debug = 0
 
+    def _set_read_timeout(self) -> None:
+        """The wire waits for its socket, and must be the only one to."""
+
     def _create_IMAP4(self) -> WireIMAP4:  # noqa: N802 - the name is imapclient's
         return self._connection
 

@@ -12,7 +12,8 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from .. import turns
 from .errors import Fault, ImapError, reason_of
@@ -27,6 +28,10 @@ LITERAL = re.compile(rb"~?\{(\d{1,20})\+?\}\r?\n\Z")
 BARE = re.compile(rb"(\w+ (?:OK|NO|BAD))\s*\Z", re.IGNORECASE)
 #: Slowest honest server: bytes that must come within so many seconds of waiting for one answer.
 MINIMUM_BYTES, MINIMUM_SECONDS = 60_000, 60.0
+#: Seconds between two looks at the clock while bytes keep coming.
+LOOK = 0.1
+
+Got = TypeVar("Got", int, bytes)
 
 
 class Wire:
@@ -39,14 +44,13 @@ class Wire:
     """
 
     def __init__(self, sock: socket.socket, read_timeout: float, deadline: float) -> None:
+        sock.setblocking(False)
         self.sock = sock
-        self._readable = select.poll()
-        self._readable.register(sock, select.POLLIN)
         self.read_timeout = read_timeout
         self.deadline = deadline
         self._buffer = bytearray()
         self._start = 0
-        self._since = time.monotonic()
+        self._since = self._looked = time.monotonic()
         self._came = 0
         self.while_reading: Callable[[], None] = lambda: None
 
@@ -73,25 +77,28 @@ class Wire:
         Raises:
           ImapError: time-out, or the connection ended before.
         """
-        while len(self._buffer) - self._start < size:
-            self._fill()
-        return self._take(size)
+        held = self._take(min(size, len(self._buffer) - self._start))
+        if len(held) == size:
+            return held
+        whole = bytearray(size)
+        whole[: len(held)] = held
+        view, position = memoryview(whole), len(held)
+        while position < size:
+            position += self._receive(partial(self.sock.recv_into, view[position:]), int)
+        return bytes(whole)
 
     def send(self, data: bytes) -> None:
-        self._set_timeout()
         self._since, self._came = time.monotonic(), 0
-        try:
-            self.sock.sendall(data)
-        except TimeoutError:
-            raise ImapError(Fault.TIMED_OUT, "while sending a command") from None
-        except OSError as error:
-            raise ImapError(Fault.CONNECTION_LOST, str(error)) from None
+        rest = memoryview(data)
+        while rest:
+            sent = self._attempt(partial(self.sock.send, rest), select.POLLOUT)
+            rest = rest[sent:]
 
     def close(self) -> None:
         self.sock.close()
 
     def _take(self, size: int) -> bytes:
-        data = bytes(self._buffer[self._start : self._start + size])
+        data = bytes(memoryview(self._buffer)[self._start : self._start + size])
         self._start += size
         if self._start == len(self._buffer):
             self._buffer.clear()
@@ -102,44 +109,57 @@ class Wire:
         if self._start:
             del self._buffer[: self._start]
             self._start = 0
-        self._set_timeout()
-        try:
-            data = self._receive()
-        except (TimeoutError, ssl.SSLWantReadError):
-            raise ImapError(Fault.TIMED_OUT, "while waiting for the server") from None
-        except OSError as error:
-            raise ImapError(Fault.CONNECTION_LOST, str(error)) from None
-        if not data:
+        self._buffer += self._receive(partial(self.sock.recv, CHUNK), len)
+
+    def _receive(self, call: Callable[[], Got], length: Callable[[Got], int]) -> Got:
+        got = self._attempt(call, select.POLLIN)
+        size = length(got)
+        if not size:
             raise ImapError(Fault.CONNECTION_LOST, "in the middle of a conversation")
-        self._buffer += data
-        self._check_rate(len(data))
-        self.while_reading()
-
-    def _receive(self) -> bytes:
-        if self._pending() or self._readable.poll(0):
-            return self.sock.recv(CHUNK)
-        with turns.waiting():
-            return self.sock.recv(CHUNK)
-
-    def _pending(self) -> int:
-        """Bytes that TLS has deciphered already."""
-        return self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
-
-    def _check_rate(self, size: int) -> None:
-        """A byte now and then never trips the read time-out, and would hold the thread for ever."""
         self._came += size
         now = time.monotonic()
-        if now - self._since < MINIMUM_SECONDS:
-            return
-        if self._came < MINIMUM_BYTES:
-            raise ImapError(Fault.TIMED_OUT, f"{self._came} bytes in {MINIMUM_SECONDS:.0f} s")
-        self._since, self._came = now, 0
+        if now - self._looked > LOOK:
+            self._looked = now
+            self._check_time(now)
+            self.while_reading()
+        return got
 
-    def _set_timeout(self) -> None:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
+    def _attempt(self, call: Callable[[], Got], event: int) -> Got:
+        """Do something with the socket as soon as it can be done."""
+        while True:
+            try:
+                return call()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError) as error:
+                writes = isinstance(error, ssl.SSLWantWriteError)
+                reads = isinstance(error, ssl.SSLWantReadError)
+                event = select.POLLOUT if writes else select.POLLIN if reads else event
+            except OSError as error:
+                raise ImapError(Fault.CONNECTION_LOST, str(error)) from None
+            self._wait(event)
+
+    def _wait(self, event: int) -> None:
+        left = self._check_time(time.monotonic())
+        ready = select.poll()
+        ready.register(self.sock, event)
+        with turns.waiting():
+            came = ready.poll(min(self.read_timeout, left) * 1_000)
+        if not came:
+            self._check_time(time.monotonic())
+            raise ImapError(Fault.TIMED_OUT, "while waiting for the server")
+
+    def _check_time(self, now: float) -> float:
+        """Seconds that are left of the conversation.
+
+        A byte now and then never trips the read time-out, and would hold the thread for ever.
+        """
+        if now >= self.deadline:
             raise ImapError(Fault.TIMED_OUT, "the poll's total time is over")
-        self.sock.settimeout(min(self.read_timeout, left))
+        if now - self._since >= MINIMUM_SECONDS:
+            if self._came < MINIMUM_BYTES:
+                words = f"{self._came} bytes in {MINIMUM_SECONDS:.0f} s"
+                raise ImapError(Fault.TIMED_OUT, words)
+            self._since, self._came = now, 0
+        return self.deadline - now
 
 
 class WireIMAP4(imaplib.IMAP4):
@@ -209,6 +229,7 @@ class WireIMAP4(imaplib.IMAP4):
         self.untagged_responses.clear()
         try:
             with turns.waiting():
+                self.sock.settimeout(self._read_timeout)
                 self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
         except (ssl.SSLError, OSError) as error:
             raise ImapError(Fault.TLS, reason_of(error)) from None

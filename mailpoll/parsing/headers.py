@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_tz
 from urllib.parse import unquote_to_bytes
@@ -45,15 +45,24 @@ class Section:
       body: where the body starts, in bytes from the start of the data.
       defects: 'header-cut' (over a cap), 'header-garbage' (lines that are no field),
         'header-end' (no empty line before the body).
+      named: the values of each field, by its name in lower case.
     """
 
     fields: list[tuple[str, str]]
     body: int
     defects: list[str]
+    named: dict[str, list[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        named: dict[str, list[str]] = {}
+        for name, value in self.fields:
+            named.setdefault(name.lower(), []).append(value)
+        object.__setattr__(self, "named", named)
 
     def get(self, name: str) -> str:
         """Return the first value of the field `name` (in lower case), or ''."""
-        return next((value for key, value in self.fields if key.lower() == name), "")
+        values = self.named.get(name)
+        return values[0] if values else ""
 
 
 def read_section(data: bytes) -> Section:

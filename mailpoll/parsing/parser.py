@@ -82,7 +82,7 @@ def _is_plain(data: bytes, head: Section) -> bool:
 
 def _is_text_alone(head: Section) -> bool:
     """Tell whether there are no parts to count, which costs more than the rest of a short text."""
-    types = [value for name, value in head.fields if name.lower() == "content-type"]
+    types = head.named.get("content-type", [])
     return len(types) <= 1 and all(media_type(value).startswith("text/") for value in types)
 
 
@@ -91,7 +91,7 @@ def _assemble(head: Section, root: Part, parser: str, defects: list[str]) -> Par
     texts, htmls, files = split(root)
     (text, as_declared), (html, html_as_declared) = _joined(texts), _joined(htmls)
     derived, whole = readable(html) if html and not text.strip() else ("", True)
-    shown = referred_ids(html) if html else set()
+    shown = referred_ids(html) if html and files else set()
     headers = [(name, decode_words(value)) for name, value in head.fields]
     addresses = {name: _addresses(head, name) for name in _ADDRESS_FIELDS}
     attachments = [_attachment(part, shown) for part in files]
@@ -102,7 +102,7 @@ def _assemble(head: Section, root: Part, parser: str, defects: list[str]) -> Par
             "\ufffd" in decoded and "\ufffd" not in value
             for (_, decoded), (_, value) in zip(headers, head.fields, strict=True)
         ),
-        "ambiguous-from": sum(name.lower() == "from" for name, _ in headers) > 1,
+        "ambiguous-from": len(head.named.get("from", [])) > 1,
         "too-many-addresses": any(len(each) == MAX_ADDRESSES for each in addresses.values()),
         "suspicious-name": any(suspicious(each.name) for each in attachments),
     }
@@ -130,7 +130,7 @@ def _assemble(head: Section, root: Part, parser: str, defects: list[str]) -> Par
 
 def _addresses(head: Section, name: str) -> list[Address]:
     """The mailboxes of a field; of several From or Sender fields only the first counts."""
-    values = [value for key, value in head.fields if key.lower() == name]
+    values = head.named.get(name, [])
     if name in _FIRST_ONLY:
         values = values[:1]
     return parse_addresses(", ".join(values)) if values else []
