@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dramatiq
@@ -30,6 +30,15 @@ def entries(system: System, queue: str) -> list[Entry]:
     delayed = client.hvals(f"{namespace}:{queue}.DQ.msgs")
     found = [_entry(Message.decode(encoded)) for encoded in data if encoded is not None]
     return found + sorted((_entry(Message.decode(e)) for e in delayed), key=lambda e: e.eta or 0)
+
+
+def polls(system: System) -> list[Entry]:
+    """One entry for each poll, also of those that are sent together."""
+    found = []
+    for entry in entries(system, "poll"):
+        together = entry.args[0].items() if entry.actor == "begin_polls" else ()
+        found += [replace(entry, args=(int(account), due)) for account, due in together] or [entry]
+    return found
 
 
 def _entry(message: "Message[Any]") -> Entry:

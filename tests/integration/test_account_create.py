@@ -217,4 +217,4 @@ def test_it_is_added_while_the_queue_is_away(embedded: System, address: str) -> 
     assert [item["address"] for item in embedded.get(URL)["items"]] == [address]
     # And the next tick enqueues its poll
     (due,) = EmailAccount.claim_due(timedelta(0), 10)
-    assert due.uuid == answer.json["id"]
+    assert due.id == account_row(answer.json["id"]).id

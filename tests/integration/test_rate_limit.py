@@ -20,7 +20,7 @@ from mailpoll.middleware.rate_limit import Limit, RateLimit
 from mailpoll.models import EmailAccount
 from mailpoll.settings import settings
 from tests.integration.conftest import SETS, run_system
-from tests.integration.queue_entries import Entry, entries, runs
+from tests.integration.queue_entries import Entry, entries, polls, runs
 from tests.integration.system import System, wait_until
 from tests.servers.dovecot import Dovecot
 from tests.servers.scripted_imap import Rule, ScriptedImap
@@ -122,7 +122,7 @@ def test_no_more_logins_to_a_host_in_a_minute_than_allowed(
             ).execute()
         actors.schedule_polls.fn()
         late = {entry.args[0] for entry in waiting}
-        assert sum(entry.args[0] in late for entry in entries(system, "poll")) == 5
+        assert sum(entry.args[0] in late for entry in polls(system)) == 5
 
 
 def for_long(system: System) -> list[Entry]:

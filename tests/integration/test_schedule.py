@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -13,7 +12,7 @@ from mailpoll import accounts, actors, database
 from mailpoll.actors.poll import poll
 from mailpoll.models import AccountState, EmailAccount
 from mailpoll.sync import LEASE
-from tests.integration.queue_entries import Entry, entries
+from tests.integration.queue_entries import polls
 from tests.integration.system import System, message, wait_until
 
 pytestmark = pytest.mark.queue
@@ -53,15 +52,6 @@ def reread(account: EmailAccount) -> EmailAccount:
 
 def soon(**span: float) -> Any:
     return database.now() + timedelta(**span)
-
-
-def polls(system: System) -> list[Entry]:
-    """One entry for each poll, also of those that are sent together."""
-    found = []
-    for entry in entries(system, "poll"):
-        together = entry.args[0].items() if entry.actor == "begin_polls" else ()
-        found += [replace(entry, args=(int(account), due)) for account, due in together] or [entry]
-    return found
 
 
 def polled_ids(system: System) -> list[int]:
