@@ -233,8 +233,13 @@ def connected() -> Iterator[None]:
     if not proxy.is_closed():
         yield
         return
-    with proxy.connection_context():
+    # Those that have the pool's connections may be waiting for the turn.
+    with turns.waiting():
+        proxy.connect()
+    try:
         yield
+    finally:
+        proxy.close()
 
 
 @contextmanager
