@@ -107,8 +107,9 @@ class Statement:
         sql, flat = self._sql, []
         for value in parameters:
             if isinstance(value, list):
-                marks = ", ".join(["?" if is_sqlite() else "%s"] * len(value))
-                sql = sql.replace("[]", f"({marks})")
+                marks = ["?" if is_sqlite() else "%s"] * len(value)
+                # PostgreSQL knows no empty list, and nothing is in one of NULL.
+                sql = sql.replace("[]", f"({', '.join(marks) or 'NULL'})")
                 flat += value
             else:
                 flat.append(value)

@@ -28,6 +28,8 @@ LITERAL = re.compile(rb"~?\{(\d{1,20})\+?\}\r?\n\Z")
 BARE = re.compile(rb"(\w+ (?:OK|NO|BAD))\s*\Z", re.IGNORECASE)
 #: Slowest honest server: bytes that must come within so many seconds of waiting for one answer.
 MINIMUM_BYTES, MINIMUM_SECONDS = 60_000, 60.0
+#: Bytes of memory taken at once: what a server announces need not come.
+PIECE = 1_000_000
 #: Seconds between two looks at the clock while bytes keep coming.
 LOOK = 0.1
 
@@ -80,12 +82,19 @@ class Wire:
         held = self._take(min(size, len(self._buffer) - self._start))
         if len(held) == size:
             return held
-        whole = bytearray(size)
-        whole[: len(held)] = held
-        view, position = memoryview(whole), len(held)
+        pieces: list[bytes | bytearray] = [held]
+        left = size - len(held)
+        while left:
+            pieces.append(self._piece(min(left, PIECE)))
+            left -= len(pieces[-1])
+        return b"".join(pieces)
+
+    def _piece(self, size: int) -> bytearray:
+        piece, position = bytearray(size), 0
+        view = memoryview(piece)
         while position < size:
             position += self._receive(partial(self.sock.recv_into, view[position:]), int)
-        return bytes(whole)
+        return piece
 
     def send(self, data: bytes) -> None:
         self._since, self._came = time.monotonic(), 0
@@ -229,7 +238,8 @@ class WireIMAP4(imaplib.IMAP4):
         self.untagged_responses.clear()
         try:
             with turns.waiting():
-                self.sock.settimeout(self._read_timeout)
+                left = max(0.1, self._deadline - time.monotonic())
+                self.sock.settimeout(min(self._read_timeout, left))
                 self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
         except (ssl.SSLError, OSError) as error:
             raise ImapError(Fault.TLS, reason_of(error)) from None

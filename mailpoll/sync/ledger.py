@@ -428,9 +428,9 @@ class Ledger:
             )
 
     def _forget_failures(self, folder: EmailFolder, batch: Batch) -> None:
-        uids = [body.uid for body in batch.bodies] + [copy.entry.uid for copy in batch.copies]
-        if uids:
-            FORGET_FAILURES.run(*_generation(folder), uids)
+        uids = [body.uid for body in batch.bodies] + [copy.entry.uid or 0 for copy in batch.copies]
+        for chunk in _chunks(uids):
+            FORGET_FAILURES.run(*_generation(folder), list(chunk))
 
     # What the server's whole list says
 
