@@ -60,6 +60,18 @@ def number(row: EmailRawMessage) -> int:
     return int(found[1])
 
 
+def someone_at(server: ScriptedImap) -> EmailAccount:
+    """An account at a scripted server."""
+    return accounts.create(
+        address="someone@example.org",
+        password="secret",
+        host="127.0.0.1",
+        port=server.port,
+        security="plain",
+        test=False,
+    )
+
+
 def waiting(system: System) -> int:
     """Messages of imports in the queue; an entry names those that were stored together."""
     return sum(len(entry.args[0]) for entry in entries(system, "import"))
@@ -167,14 +179,7 @@ def test_an_import_has_one_continuation_however_long_it_waits(
     mails = {uid: message(f"number {uid}") for uid in range(1, 61)}
     with ScriptedImap(messages=mails, port=scripted_port) as server:
         server.rules = [Rule("UID FETCH .*PEEK", slowly)]
-        account = accounts.create(
-            address="someone@example.org",
-            password="secret",
-            host="127.0.0.1",
-            port=server.port,
-            security="plain",
-            test=False,
-        )
+        account = someone_at(server)
         # When the account is polled at each of some ticks
         for _ in range(3):
             poll(account.id, None)
@@ -204,14 +209,7 @@ def test_every_folder_is_reached_though_a_slice_is_too_short_for_all(
             Rule("STATUS", b"{tag} NO not now\r\n"),
             Rule("EXAMINE", slowly),
         ]
-        account = accounts.create(
-            address="someone@example.org",
-            password="secret",
-            host="127.0.0.1",
-            port=server.port,
-            security="plain",
-            test=False,
-        )
+        account = someone_at(server)
         # When it is polled often enough for all of them
         for _ in range(12):
             poll(account.id, None)
@@ -234,14 +232,7 @@ def test_a_batch_that_comes_slowly_keeps_the_lease(
         messages={uid: message(f"number {uid}") for uid in range(1, 11)}, port=scripted_port
     ) as server:
         server.rules = [Rule("UID FETCH .*PEEK", slowly)]
-        account = accounts.create(
-            address="someone@example.org",
-            password="secret",
-            host="127.0.0.1",
-            port=server.port,
-            security="plain",
-            test=False,
-        )
+        account = someone_at(server)
         poller = threading.Thread(target=poll, args=(account.id, None))
         poller.start()
         # When another poller comes for the account until the first batch is stored

@@ -23,8 +23,6 @@ def test_a_list_of_any_length_is_a_parameter(system: System, address: str) -> No
 def test_a_poll_that_finds_no_folder_does_not_fail(system: System, address: str) -> None:
     # Given an account that wants a folder which its mailbox does not have
     account = system.add_account(address, folders=["Nowhere"], test=False)
-    # When it is polled
     shown = f"/admin/email-accounts/{account}"
-    system.work_until(lambda: system.get(shown)["last_poll_at"] is not None)
-    # Then nothing went wrong on our side
-    assert system.get(shown)["last_error_kind"] != "internal_error"
+    # When it is polled, then that ends well
+    system.work_until(lambda: system.get(shown)["last_success_at"] is not None)
