@@ -20,7 +20,11 @@ from urllib.parse import unquote, urlsplit
 
 import orjson
 import peewee
-from playhouse.pool import PooledPostgresqlDatabase, PooledSqliteDatabase
+from playhouse.pool import (
+    MaxConnectionsExceeded,
+    PooledPostgresqlDatabase,
+    PooledSqliteDatabase,
+)
 
 from . import turns
 
@@ -30,6 +34,24 @@ BUSY_TIMEOUT = 30_000
 LOCK_PAUSE = 0.0005
 #: Seconds that a thread waits for a free connection of the pool.
 POOL_WAIT = 30
+#: PostgreSQL, milliseconds: a lock is waited for as in SQLite; and a process that stands still in
+#: the middle of a transaction (a frozen virtual machine, a debugger) gives its locks up.
+LIMITS = {"lock_timeout": BUSY_TIMEOUT, "idle_in_transaction_session_timeout": 60_000}
+#: PostgreSQL, for libpq: a peer that is gone without a word is noticed within a minute.
+TCP = {
+    "keepalives_idle": 30,  # seconds
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds
+}
+#: What is raised while the database does not answer, is full, or takes no writes
+#: (PostgreSQL: 25006 ``read_only_sql_transaction`` is an ``InternalError``).
+AWAY = (
+    peewee.OperationalError,
+    peewee.InterfaceError,
+    peewee.InternalError,
+    MaxConnectionsExceeded,
+)
 
 proxy = peewee.DatabaseProxy()
 #: Threads of one process queue here.
@@ -176,6 +198,24 @@ def _update(model: type[peewee.Model], names: tuple[str, ...], where: str) -> St
     return Statement(f"UPDATE {model._meta.table_name} SET {columns} WHERE {where}")  # noqa: S608
 
 
+class _Postgresql(peewee.PostgresqlDatabase):  # type: ignore[misc]
+    """PostgreSQL in which nobody waits for ever, nor is waited for.
+
+    The limits are set by a command, as PgBouncer takes no ``options`` when a connection is made.
+    """
+
+    def _connect(self) -> Any:
+        connection = super()._connect()
+        with connection.cursor() as cursor:
+            for name, milliseconds in LIMITS.items():
+                cursor.execute(f"SET {name} = {milliseconds}")
+        return connection
+
+
+class _PooledPostgresql(PooledPostgresqlDatabase, _Postgresql):  # type: ignore[misc]
+    """The pool makes its connections as ``_Postgresql`` does."""
+
+
 def open_database(url: str, pool: int = 8) -> None:
     """Bind the models to the database at ``url``; no connection is made yet.
 
@@ -206,7 +246,7 @@ def open_database(url: str, pool: int = 8) -> None:
             },
         )
     else:
-        database = PooledPostgresqlDatabase(
+        database = _PooledPostgresql(
             url.replace("postgres://", "postgresql://", 1),
             max_connections=pool,
             timeout=POOL_WAIT,
@@ -214,6 +254,7 @@ def open_database(url: str, pool: int = 8) -> None:
             field_types={"TIMESTAMPTZ": "TIMESTAMPTZ", "JSONB": "JSONB"},
             prefer_psycopg3=True,
             connect_timeout=10,
+            **TCP,
         )
     proxy.initialize(database)
 
@@ -311,6 +352,18 @@ def _flushed() -> Iterator[None]:
         yield
     finally:
         proxy.execute_sql("PRAGMA synchronous = NORMAL")
+
+
+def checkpoint() -> bool:
+    """Let nothing of earlier transactions stay in SQLite's log; false while readers hold it.
+
+    What is deleted is overwritten in the file, but the log has the pages as they were before.
+    """
+    if not is_sqlite():
+        return True
+    with connected(), _writing():
+        (busy, *_) = proxy.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return not busy
 
 
 def now() -> datetime:

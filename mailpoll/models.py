@@ -3,6 +3,7 @@
 Times are aware UTC datetimes. Nothing here knows IMAP, blobs or queues.
 """
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Self
@@ -18,7 +19,7 @@ from peewee import (
     fn,
 )
 
-from . import database
+from . import counters, database
 from .database import IdField, JsonField, TimestampField
 
 
@@ -44,15 +45,93 @@ class FetchVerdict(StrEnum):
     TOO_LARGE = "too_large"
 
 
+class EventType(StrEnum):
+    """What the event log tells of."""
+
+    MESSAGE_NEW = "message.new"
+    MESSAGE_FAILED = "message.failed"
+    MESSAGE_LOCATED = "message.located"
+    MESSAGE_MOVED = "message.moved"
+    MESSAGE_EXPUNGED = "message.expunged"
+    MESSAGE_FLAGS = "message.flags"
+    MESSAGE_DELETED = "message.deleted"
+    ACCOUNT_STATE = "account.state"
+    ACCOUNT_IMPORTED = "account.imported"
+    STORAGE_FALLBACK = "storage.fallback"
+    STORAGE_RECOVERED = "storage.recovered"
+    FSCK_DIFFERENCE = "fsck.difference"
+
+
+class EndpointState(StrEnum):
+    """``disabled`` by mailpoll: the receiver is gone, or has failed for a day."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+    DISABLED = "disabled"
+
+
+class Payload(StrEnum):
+    """How much of a message a webhook carries."""
+
+    IDS = "ids"
+    FIELDS = "fields"
+    BODIES = "bodies"
+
+
 class JobState(StrEnum):
     RUNNING = "running"
     DONE = "done"
 
 
+class ExportState(StrEnum):
+    """``failed``: a part of it was lost, or its account could not be read; make another one."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+
+#: How long after its time a queued poll counts as lost.
+PATIENCE = timedelta(minutes=2)
+
+
+class Scope(StrEnum):
+    """What an API key may do; each scope includes those before it."""
+
+    READ = "read"
+    OPERATE = "operate"
+    ADMIN = "admin"
+
+    def includes(self, other: "Scope") -> bool:
+        order = list(Scope)
+        return order.index(self) >= order.index(other)
+
+
+class MarkName(StrEnum):
+    """What a ``Mark`` is about."""
+
+    #: The scheduler's last tick that a worker has seen.
+    TICK = "tick"
+    #: How far a worker's clock is ahead of the database's, in milliseconds.
+    CLOCK = "clock"
+    #: The last check of everything, with the number of differences left; and the last without any.
+    FSCK = "fsck"
+    FSCK_OK = "fsck_ok"
+    #: The last message of the search index that is being made anew.
+    REINDEX = "reindex"
+    #: Retention deleted mail whose words may still stand in the search index: value 1.
+    WORDS_LEFT = "words_left"
+
+
+#: How the wire names of folders of imports begin: a server's never do.
+ARCHIVED = "\n"
+
 #: Polls whose lateness is remembered.
 LATENESS_KEPT = 50
 
 ACCOUNT = database.Statement("SELECT * FROM email_accounts WHERE id = ?")
+NEXT_POLL = database.Statement("SELECT next_poll_at FROM email_accounts WHERE id = ?")
 FOLDERS = database.Statement("SELECT * FROM email_folders WHERE account_id = ?")
 FENCE = database.Statement("""
     UPDATE email_accounts SET lease_until = ?
@@ -63,6 +142,10 @@ FENCE = database.Statement("""
 KEEP = database.Statement("""
     UPDATE email_accounts SET lease_until = ?
     WHERE id = ? AND lease_token = ? AND state <> 'deleting'
+""")
+
+LOCK = database.Statement("""
+    UPDATE email_accounts SET lease_token = lease_token WHERE id = ? AND state <> 'deleting'
 """)
 
 
@@ -78,7 +161,17 @@ ADD_DAY = database.Statement("""
         attachment_bytes = email_account_days.attachment_bytes + excluded.attachment_bytes,
         failures = email_account_days.failures + excluded.failures
 """)
-#: Rows of ``email_days`` for each day, as the triggers choose them.
+ADD_HOUR = database.Statement("""
+    INSERT INTO email_hours (hour, shard, messages, imported) VALUES (?, ?, ?, ?)
+    ON CONFLICT (hour, shard) DO UPDATE SET
+        messages = email_hours.messages + excluded.messages,
+        imported = email_hours.imported + excluded.imported
+""")
+ADD_EVENT = database.Statement("""
+    INSERT INTO email_events (type, account_id, message_id, data, created_at)
+    VALUES (?, ?, ?, ?, ?)
+""")
+#: Rows of ``email_days`` for each day, as the triggers choose them, and of ``email_hours``.
 SHARDS = 8
 
 #: The conditions of indexes on few rows, as they stand there: planners do not see through a
@@ -111,6 +204,8 @@ class EmailAccount(Table):
     username = CharField(320)
     auth = CharField(8, default="password")
     credential = TextField()
+    #: What its blobs are sealed with, where they are; encrypted itself, and gone with the account.
+    data_key = TextField()
     #: With a refresh token: whose client it is for, and the access token that it bought last.
     #: All tokens are encrypted. ``token_error`` is remembered until ``token_claimed_until``.
     oauth_provider = CharField(16, null=True)
@@ -125,14 +220,33 @@ class EmailAccount(Table):
     not_before = TimestampField(null=True)
     #: Folder names as people read them; null polls every selectable folder.
     folders = JsonField(null=True)
+    #: Seconds between polls; with ``poll_interval_max`` the least, and by the mailbox's rhythm.
     poll_interval = IntegerField()
+    poll_interval_max = IntegerField(null=True)
+    rhythm = JsonField(null=True)
+    adapted_interval = IntegerField(null=True)
     #: First poll: import what arrived since; null imports all there is.
     import_since = TimestampField(null=True)
+    #: Whether the flags that a server keeps for each message are followed.
+    sync_flags = BooleanField(default=False)
+    #: Days that mail is kept, and days after it left the server; null: as configured, 0: for ever.
+    retention_days = IntegerField(null=True)
+    retention_expunged_days = IntegerField(null=True)
+    #: When retention last went through all its mail; null has it done soon.
+    retained_at = TimestampField(null=True)
     state = CharField(16, default=AccountState.ACTIVE)
     #: Fencing token of the lease: raised at each claim, checked by each commit.
     lease_token = BigIntegerField(default=0)
     lease_until = TimestampField(null=True)
     next_poll_at = TimestampField()
+    #: Whether a watcher should keep a connection open and poll when the server tells of news.
+    push = BooleanField(default=False)
+    #: The watcher that has it, until when, and the longer interval of polls while it is watched.
+    watcher = CharField(36, null=True)
+    watched_until = TimestampField(null=True)
+    watch_interval = IntegerField(null=True)
+    #: Why the server's news do not come by themselves.
+    watch_error = TextField(null=True)
     #: A poll is in the queue until then; later it counts as lost and is enqueued again.
     queued_until = TimestampField(null=True)
     last_poll_at = TimestampField(null=True)
@@ -161,6 +275,28 @@ class EmailAccount(Table):
     def due(self) -> int:
         """``next_poll_at`` in milliseconds of the Unix epoch, as queue messages carry it."""
         return int(self.next_poll_at.timestamp() * 1_000)
+
+    @property
+    def watched(self) -> bool:
+        """Whether a watcher has a connection on which the server tells of news."""
+        until = self.watched_until
+        return self.watch_interval is not None and until is not None and until > database.now()
+
+    @property
+    def archive(self) -> bool:
+        """Whether it has no server: its mail comes by import only."""
+        return not self.host
+
+    @classmethod
+    def lock(cls, account_id: int) -> bool:
+        """Keep every other writer of the account's mail out until the transaction ends.
+
+        For what adds mail or blobs without a lease: polls take the same row when they commit.
+
+        Returns:
+          false when the account is deleted, or being deleted: then nothing may be added.
+        """
+        return bool(LOCK.run(account_id).rowcount)
 
     @classmethod
     def by_id(cls, account_id: int) -> Self | None:
@@ -205,9 +341,14 @@ class EmailAccount(Table):
     @classmethod
     def mark_queued(cls, ids: list[int], start: datetime) -> None:
         """Note that polls of these accounts are queued and begin by ``start`` at the latest."""
-        patience = timedelta(minutes=2)
         for chunk in peewee.chunked(ids, 500):
-            cls.update(queued_until=start + patience).where(cls.id.in_(chunk)).execute()
+            cls.update(queued_until=start + PATIENCE).where(cls.id.in_(chunk)).execute()
+
+    @classmethod
+    def forget_queued(cls) -> None:
+        """Note that no poll is queued any more."""
+        with database.transaction():
+            cls.update(queued_until=None).where(cls.queued_until.is_null(False)).execute()
 
     @classmethod
     def mark_unqueued(cls, account_id: int) -> None:
@@ -239,12 +380,103 @@ class EmailAccount(Table):
                 "lease_token": account.lease_token + 1,
                 "lease_until": moment + timedelta(seconds=seconds),
                 "queued_until": None,
-                "next_poll_at": moment + timedelta(seconds=account.poll_interval),
+                "next_poll_at": moment + timedelta(seconds=account.interval_at(moment)),
                 "last_poll_at": moment,
                 "last_lateness_ms": lateness,
                 "recent_lateness_ms": history[-LATENESS_KEPT:],
             }
             return account if account._change(columns) else None
+
+    def interval_at(self, moment: datetime) -> int:
+        """Seconds from this poll to the next: longer while a watcher looks after the account."""
+        interval = self.poll_interval
+        if self.poll_interval_max is not None and self.adapted_interval is not None:
+            interval = min(max(interval, self.adapted_interval), self.poll_interval_max)
+        until = self.watched_until
+        if self.watch_interval is not None and until is not None and until > moment:
+            interval = max(interval, self.watch_interval)
+        return int(interval)
+
+    @classmethod
+    def claim_watches(cls, watcher: str, seconds: int, limit: int) -> list[Self]:
+        """Take accounts that want to be watched and that no watcher has.
+
+        Parameters:
+          watcher: who takes them, by a name of its own.
+          seconds: until the claim lapses, unless it is kept.
+        """
+        moment = database.now()
+        with database.transaction(durable=False):
+            free = (
+                cls.select()
+                .where(
+                    cls.push,
+                    cls.state == AccountState.ACTIVE,
+                    cls.watched_until.is_null() | (cls.watched_until <= moment),
+                    cls.not_before.is_null() | (cls.not_before <= moment),
+                )
+                .order_by(cls.id)
+                .limit(limit)
+            )
+            if not database.is_sqlite():
+                free = free.for_update("FOR UPDATE SKIP LOCKED")
+            found = list(free)
+            until = moment + timedelta(seconds=seconds)
+            for chunk in peewee.chunked([account.id for account in found], 500):
+                cls.update(watcher=watcher, watched_until=until, watch_interval=None).where(
+                    cls.id.in_(chunk)
+                ).execute()
+        return found
+
+    @classmethod
+    def keep_watches(cls, watcher: str, seconds: int) -> set[int]:
+        """Keep a watcher's claims; the accounts that it still has and should have."""
+        mine = (cls.watcher == watcher) & cls.push & (cls.state == AccountState.ACTIVE)
+        until = database.now() + timedelta(seconds=seconds)
+        with database.transaction(durable=False):
+            cls.update(watched_until=until).where(mine).execute()
+            return {account_id for (account_id,) in cls.select(cls.id).where(mine).tuples()}
+
+    @classmethod
+    def note_watch(
+        cls, account_id: int, watcher: str, interval: int | None, error: str | None = None
+    ) -> None:
+        """Note that a server tells of news from now on, or (``interval`` is ``None``) does not.
+
+        Without it the account is polled at its own interval again, beginning now.
+        """
+        columns: dict[str, Any] = {"watch_interval": interval, "watch_error": error}
+        mine = (cls.id == account_id) & (cls.watcher == watcher)
+        with database.transaction(durable=False):
+            if interval is None:
+                cls.update(next_poll_at=database.now()).where(
+                    mine, cls.watch_interval.is_null(False)
+                ).execute()
+            cls.update(**columns).where(mine).execute()
+
+    @classmethod
+    def expect_polls(cls, ids: Sequence[int]) -> None:
+        """Make accounts due now, whose polls are being sent. A poll that is running hears of it."""
+        moment = database.now()
+        with database.transaction(durable=False):
+            cls.update(next_poll_at=moment, queued_until=moment + PATIENCE).where(
+                cls.id.in_(list(ids)), cls.state == AccountState.ACTIVE
+            ).execute()
+
+    @classmethod
+    def give_up_watches(cls, watcher: str | None = None) -> int:
+        """End a watcher's claims, or all that have lapsed; what was watched is polled soon."""
+        moment = database.now()
+        ended = cls.watched_until <= moment if watcher is None else cls.watcher == watcher
+        with database.transaction(durable=False):
+            cls.update(next_poll_at=moment).where(
+                ended, cls.watch_interval.is_null(False), cls.next_poll_at > moment
+            ).execute()
+            return int(
+                cls.update(watcher=None, watched_until=None, watch_interval=None)
+                .where(ended, cls.watcher.is_null(False))
+                .execute()
+            )
 
     def _change(self, columns: dict[str, Any]) -> bool:
         """Write columns if the lease is as it was read; also to this instance."""
@@ -284,6 +516,7 @@ class EmailAccount(Table):
         """
         until = database.now() + timedelta(seconds=seconds)
         if not KEEP.run(database.timestamp(until), self.id, self.lease_token).rowcount:
+            counters.add("fence_refused")
             raise LeaseLost(f"account {self.uuid}")
 
     def fence(self, seconds: int) -> None:
@@ -294,12 +527,31 @@ class EmailAccount(Table):
         """
         until = database.now() + timedelta(seconds=seconds)
         if not FENCE.run(database.timestamp(until), self.id, self.lease_token).rowcount:
+            counters.add("fence_refused")
             raise LeaseLost(f"account {self.uuid}")
 
-    def release(self, **outcome: Any) -> None:
-        """End the lease, if it is still ours, and write down how the poll went."""
+    def release(self, **outcome: Any) -> bool:
+        """End the lease, and write down how the poll went; false if it was ours no more."""
         with database.transaction(durable=False):
-            self._change({"lease_until": None, **outcome})
+            ours = self._change({"lease_until": None, **outcome})
+            if ours:
+                self.announce(outcome)
+        return ours
+
+    def asked_for(self) -> bool:
+        """Whether somebody has made the account due since its poll began."""
+        with database.connected():
+            row = NEXT_POLL.run(self.id).fetchone()
+        due = database.moment(row[0]) if row else self.next_poll_at
+        return bool(due != self.next_poll_at and due <= database.now())
+
+    def announce(self, changed: Mapping[str, Any]) -> None:
+        """Tell of what readers of events want to know among the columns that were written."""
+        if state := changed.get("state"):
+            data = {"state": state, "reason": changed.get("last_error")}
+            EmailEvent.add(EventType.ACCOUNT_STATE, self.id, data=data)
+        if changed.get("imported_at"):
+            EmailEvent.add(EventType.ACCOUNT_IMPORTED, self.id)
 
 
 class EmailHost(Table):
@@ -349,6 +601,14 @@ class EmailFolder(Table):
     proved_at = TimestampField(null=True)
     reconciled_at = TimestampField(null=True)
     gone_at = TimestampField(null=True)
+    #: The flags of all places are as of this mod-sequence (RFC 7162); 0: the server's are no good.
+    modseq = BigIntegerField(null=True)
+    #: A look at the flags goes on from this UID downward, and then they are as of the target.
+    flags_cursor = BigIntegerField(null=True)
+    flags_target = BigIntegerField(null=True)
+    #: When flags were last looked at, and when all of them had been compared.
+    flags_at = TimestampField(null=True)
+    flags_checked_at = TimestampField(null=True)
     last_error = TextField(null=True)
     checked_at = TimestampField(null=True)
 
@@ -358,6 +618,11 @@ class EmailFolder(Table):
     @property
     def imported(self) -> bool:
         return self.low is not None and self.low <= 1
+
+    @property
+    def archived(self) -> bool:
+        """Whether it is a folder of an import, which no server lists."""
+        return str(self.wire_name).startswith(ARCHIVED)
 
     @classmethod
     def of_account(cls, account_id: int) -> list[Self]:
@@ -371,6 +636,7 @@ class EmailFolder(Table):
         What is stored stays. Servers give many mailboxes the same UIDVALIDITY, so that it alone
         does not tell their UIDs apart.
         """
+        EmailFlag.delete().where(EmailFlag.account == account_id).execute()
         cls.update(
             generation=cls.generation + 1,
             uidvalidity=None,
@@ -381,8 +647,15 @@ class EmailFolder(Table):
             expunged=0,
             proof=None,
             complete=False,
+            modseq=None,
+            flags_cursor=None,
             last_error=None,
-        ).where(cls.account == account_id).execute()
+        ).where(cls.account == account_id, ~cls.wire_name.startswith(ARCHIVED)).execute()
+
+    @classmethod
+    def compare_flags(cls, account_id: int) -> None:
+        """Let the next poll compare all flags of an account."""
+        cls.update(modseq=None, flags_cursor=None).where(cls.account == account_id).execute()
 
 
 class EmailRawMessage(Table):
@@ -420,6 +693,10 @@ class EmailRawMessage(Table):
     in_reply_to = TextField(null=True)
     reference_ids = JsonField(null=True)
     attachment_count = IntegerField(default=0)
+    #: The conversation it belongs to, as the id of one of its messages: see ``mailpoll.threads``.
+    thread_id = BigIntegerField(null=True)
+    #: How the message's own words begin, on one line.
+    preview = TextField(null=True)
     #: The text was made from the HTML: the message has none of its own.
     text_derived = BooleanField(default=False)
     # Large columns last: SQLite reads the small ones without touching their pages.
@@ -461,6 +738,13 @@ class EmailRawMessage(Table):
                 cls.id.in_(ids), cls.status == MessageStatus.STORED
             ).execute()
 
+    @classmethod
+    def postpone_none(cls) -> None:
+        """Let the next sweep take every stored message."""
+        moment = database.now()
+        with database.transaction():
+            cls.update(next_attempt_at=moment).where(STORED, cls.next_attempt_at > moment).execute()
+
 
 class EmailLocation(Table):
     """Where a message lies or lay: (folder, UIDVALIDITY, UID)."""
@@ -478,9 +762,33 @@ class EmailLocation(Table):
     internal_date = TimestampField(null=True)
     seen_at = TimestampField()
     expunged_at = TimestampField(null=True)
+    #: Flags and Gmail's labels as last seen; null: never. ``email_flags`` finds places by them.
+    flags = JsonField(null=True)
+    labels = JsonField(null=True)
 
     class Meta:
         table_name = "email_locations"
+
+
+#: What stands in ``EmailFlag`` for a place without ``\Seen``; no server can send that.
+UNSEEN = ""
+
+
+class EmailFlag(Table):
+    """The index of flags: a row for each flag of each place that messages lie in now."""
+
+    location = ForeignKeyField(EmailLocation, on_delete="CASCADE", index=False)
+    #: In lower case, or ``UNSEEN``.
+    flag = CharField(100)
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    folder = ForeignKeyField(EmailFolder, on_delete="RESTRICT", index=False)
+    #: As of the place.
+    message_date = TimestampField()
+    message_id = BigIntegerField()
+
+    class Meta:
+        table_name = "email_flags"
+        primary_key = peewee.CompositeKey("location", "flag")
 
 
 class EmailAttachment(Table):
@@ -504,6 +812,36 @@ class EmailAttachment(Table):
 
     class Meta:
         table_name = "email_attachments"
+
+
+class EmailSearch(Table):
+    """A message in the search index, which goes with the message: see ``mailpoll.search.index``."""
+
+    #: Its place in time: the hits of a search come in this order.
+    id = BigIntegerField(primary_key=True)
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    message = ForeignKeyField(EmailRawMessage, on_delete="CASCADE", unique=True)
+    size = BigIntegerField()
+    version = IntegerField()
+    #: The words of subject, people and attachments' names, by which hits are ranked.
+    head = TextField()
+
+    class Meta:
+        table_name = "email_search"
+
+
+class EmailThreadKey(Table):
+    """What ties the messages of a thread together, as a number: see ``mailpoll.threads``."""
+
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    key = BigIntegerField()
+    thread_id = BigIntegerField()
+    #: All that have this key are one thread; else only the next one with it may make them so.
+    joins = BooleanField()
+
+    class Meta:
+        table_name = "email_thread_keys"
+        primary_key = peewee.CompositeKey("account", "key", "thread_id")
 
 
 class EmailFetchFailure(Table):
@@ -530,7 +868,10 @@ class EmailFetchFailure(Table):
 
 
 class EmailLeftOut(Table):
-    """A run of UIDs that the account does not want: they arrived before ``import_since``."""
+    """A run of UIDs that the account does not want.
+
+    They arrived before ``import_since``, or retention has deleted them, or would at once.
+    """
 
     folder = ForeignKeyField(EmailFolder, on_delete="RESTRICT", index=False)
     uidvalidity = BigIntegerField()
@@ -592,6 +933,186 @@ class EmailDay(Table):
             rows.order_by(cls.day).for_update().execute()
 
 
+class EmailTombstone(Table):
+    """A content that was deleted by its age: it is not stored again, wherever it turns up."""
+
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    sha256 = CharField(64)
+    #: The server's own name of it, and its size, which save a download.
+    email_id = CharField(255, null=True)
+    size = BigIntegerField()
+    deleted_at = TimestampField()
+
+    class Meta:
+        table_name = "email_tombstones"
+        primary_key = peewee.CompositeKey("account", "sha256")
+
+
+class EmailDoomedBlob(Table):
+    """A content whose rows retention has deleted, and whose blob it has yet to."""
+
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    sha256 = CharField(64)
+    doomed_at = TimestampField()
+
+    class Meta:
+        table_name = "email_doomed_blobs"
+        primary_key = peewee.CompositeKey("account", "sha256")
+
+
+class EmailHold(Table):
+    """A legal hold on a message, or on a whole account: nothing of it is deleted."""
+
+    id = IdField()
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    #: Null: all messages.
+    message = ForeignKeyField(EmailRawMessage, null=True, on_delete="RESTRICT", index=False)
+    reason = TextField()
+    held_by = CharField(64)
+    held_at = TimestampField()
+
+    class Meta:
+        table_name = "email_holds"
+
+
+class EmailHour(Table):
+    """How many messages were stored within an hour, in some rows for each hour.
+
+    Written last of what transactions of several accounts share, so that none waits in a circle.
+    Nothing in it is about a single account, and it does not shrink when one is deleted.
+    """
+
+    #: The hour's beginning.
+    hour = TimestampField()
+    shard = IntegerField()
+    messages = BigIntegerField()
+    #: How many of them a first import brought.
+    imported = BigIntegerField()
+
+    class Meta:
+        table_name = "email_hours"
+        primary_key = peewee.CompositeKey("hour", "shard")
+
+    @classmethod
+    def add(cls, account_id: int, messages: int, *, imported: bool) -> None:
+        """Count messages that are stored now, inside the caller's transaction."""
+        hour = database.now().replace(minute=0, second=0, microsecond=0)
+        of_import = messages if imported else 0
+        ADD_HOUR.run(database.timestamp(hour), account_id % SHARDS, messages, of_import)
+
+    @classmethod
+    def forget(cls, before: datetime) -> int:
+        """Remove hours that are older; how many rows."""
+        with database.transaction(durable=False):
+            return int(cls.delete().where(cls.hour < before).execute())
+
+
+class EmailEvent(Table):
+    """Something that happened, written in the transaction that made it so.
+
+    ``id`` says in which order transactions wrote, ``number`` in which order they can be read: it
+    is given after the commit, without gaps. See ``mailpoll.events``.
+    """
+
+    id = IdField()
+    number = BigIntegerField(null=True, unique=True)
+    type = CharField(32)
+    #: Null where it is about no account. The rows of a deleted account go with it.
+    account = ForeignKeyField(EmailAccount, null=True, on_delete="RESTRICT", index=False)
+    message_id = BigIntegerField(null=True)
+    #: Few and small values; nothing that a message says.
+    data = JsonField(default=dict)
+    created_at = TimestampField()
+
+    class Meta:
+        table_name = "email_events"
+
+    @classmethod
+    def add(
+        cls,
+        kind: EventType,
+        account_id: int | None = None,
+        message_id: int | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write one event, inside the caller's transaction."""
+        cls.add_many([(kind, account_id, message_id, data or {})])
+
+    @classmethod
+    def add_many(
+        cls, rows: Sequence[tuple[EventType, int | None, int | None, Mapping[str, Any]]]
+    ) -> None:
+        """Write events, inside the caller's transaction: (type, account, message, data)."""
+        moment = database.timestamp(database.now())
+        ADD_EVENT.run_many(
+            [
+                (str(kind), account, message, database.json(data), moment)
+                for kind, account, message, data in rows
+            ]
+        )
+
+
+class WebhookEndpoint(Table):
+    """A team's own program that is told of events, one after the other."""
+
+    id = IdField()
+    uuid = CharField(36, unique=True)
+    url = TextField()
+    description = TextField(default="")
+    #: Standard Webhooks secrets, encrypted. The one before is valid too until ``old_secret_until``.
+    secret = TextField()
+    old_secret = TextField(null=True)
+    old_secret_until = TimestampField(null=True)
+    #: Null: all types, all accounts.
+    types = JsonField(null=True)
+    accounts = JsonField(null=True)
+    #: Tell of the messages of first imports too.
+    imports = BooleanField(default=False)
+    payload = CharField(8, default=Payload.IDS)
+    #: Bytes of text and of HTML in the ``bodies`` form.
+    body_limit = IntegerField(default=100_000)
+    #: Deliveries a second, at most; null is as fast as it answers.
+    rate = IntegerField(null=True)
+    state = CharField(8, default=EndpointState.ACTIVE)
+    #: Number of the last event that was delivered, or was not for this endpoint.
+    position = BigIntegerField()
+    #: Attempts with the next event, and since when it fails.
+    attempts = IntegerField(default=0)
+    failing_since = TimestampField(null=True)
+    next_attempt_at = TimestampField(null=True)
+    last_error = TextField(null=True)
+    last_success_at = TimestampField(null=True)
+    lease_token = BigIntegerField(default=0)
+    lease_until = TimestampField(null=True)
+    created_at = TimestampField()
+    updated_at = TimestampField()
+
+    class Meta:
+        table_name = "webhook_endpoints"
+
+
+class WebhookDelivery(Table):
+    """One request to an endpoint, and what it answered."""
+
+    id = IdField()
+    endpoint = ForeignKeyField(WebhookEndpoint, on_delete="CASCADE", index=False)
+    event_number = BigIntegerField()
+    event_type = CharField(32)
+    account_id = BigIntegerField(null=True, index=False)
+    attempt = IntegerField()
+    #: ``delivered``, ``failed`` (tried again) or ``refused`` (set aside, the next one was sent).
+    outcome = CharField(16)
+    status = IntegerField(null=True)
+    error = TextField(null=True)
+    request = TextField()
+    answer = TextField(null=True)
+    duration_ms = IntegerField()
+    created_at = TimestampField()
+
+    class Meta:
+        table_name = "webhook_deliveries"
+
+
 class EmailJob(Table):
     """Long work with a step to resume from. The row outlives the account: it is its tombstone."""
 
@@ -600,10 +1121,16 @@ class EmailJob(Table):
     kind = CharField(16)
     account_uuid = CharField(36, index=True)
     account_id = BigIntegerField()
+    #: SHA-256 of the address in lower case, where the operator wants receipts to be found by it.
+    address_sha256 = CharField(64, null=True)
     state = CharField(16, default=JobState.RUNNING)
     step = CharField(32)
-    #: How much of each kind was removed so far.
+    #: How much was removed so far: rows by table, and the rest as ``receipts`` reads it.
     counts = JsonField(default=dict)
+    #: Things without transactions that are being removed: {"place", "names"}. Counted already.
+    page = JsonField(null=True)
+    #: What the last look found left, and how many looks there were: {"at", "rounds", "found"}.
+    scan = JsonField(null=True)
     attempts = IntegerField(default=0)
     lease_until = TimestampField(null=True)
     error = TextField(null=True)
@@ -615,6 +1142,194 @@ class EmailJob(Table):
         table_name = "email_jobs"
 
 
+class ApiKey(Table):
+    """A token of the API. The token itself is nowhere; the row stays when it is revoked."""
+
+    id = IdField()
+    uuid = CharField(36, unique=True)
+    #: Never given out twice, so that the audit log stays clear.
+    name = CharField(64, unique=True)
+    scope = CharField(8)
+    #: SHA-256 of the token, in hexadecimal.
+    token_sha256 = CharField(64, unique=True)
+    created_at = TimestampField()
+    expires_at = TimestampField(null=True)
+    #: Up to a minute old.
+    last_used_at = TimestampField(null=True)
+    revoked_at = TimestampField(null=True)
+
+    class Meta:
+        table_name = "api_keys"
+
+
+class AuditEvent(Table):
+    """Who did what to which row, and when. Never what was in it."""
+
+    id = IdField()
+    at = TimestampField()
+    who = CharField(64)
+    action = CharField(32)
+    #: What was acted on: "account", "message" …, and its public id.
+    kind = CharField(16, null=True)
+    target = CharField(64, null=True)
+    request_id = CharField(36, null=True)
+    client = CharField(64, null=True)
+
+    class Meta:
+        table_name = "audit_events"
+
+
+class Mark(Table):
+    """When something of the whole installation happened last, and a figure that belongs to it."""
+
+    name = CharField(32, primary_key=True)
+    at = TimestampField()
+    value = BigIntegerField(default=0)
+
+    class Meta:
+        table_name = "marks"
+
+    @classmethod
+    def set(cls, name: MarkName, value: int = 0) -> None:
+        """Note that it happened now."""
+        moment = database.now()
+        with database.transaction(durable=False):
+            cls.insert(name=name, at=moment, value=value).on_conflict(
+                conflict_target=[cls.name], update={cls.at: moment, cls.value: value}
+            ).execute()
+
+    @classmethod
+    def all(cls) -> dict[str, Self]:
+        """Every mark by its name."""
+        with database.connected():
+            return {mark.name: mark for mark in cls.select()}
+
+
+class Alarm(Table):
+    """A condition that an operator should know of, while it holds and afterwards.
+
+    Nothing in it is about a single account, so it outlives them all.
+    """
+
+    name = CharField(32, primary_key=True)
+    since = TimestampField()
+    #: When it was found last, and since when it is over.
+    seen_at = TimestampField()
+    cleared_at = TimestampField(null=True)
+    #: How many, or how much, and the same in words.
+    amount = BigIntegerField()
+    words = TextField()
+    #: When it was told last, with which amount, and whether those who were told believe it holds.
+    notified_at = TimestampField(null=True)
+    notified_amount = BigIntegerField(default=0)
+    told = BooleanField(default=False)
+    #: A process is telling it, until then at most.
+    claimed_until = TimestampField(null=True)
+
+    class Meta:
+        table_name = "alarms"
+
+
+class EmailScrub(Table):
+    """The one row that tells how far the scrub has come: see ``mailpoll.scrub``."""
+
+    id = IntegerField(primary_key=True)
+    #: When this round began, and when the last whole one ended.
+    started_at = TimestampField()
+    finished_at = TimestampField(null=True)
+    #: How far it is: the id of a message, or behind the last of them, of an attachment.
+    position = BigIntegerField(default=0)
+    #: The last ids of the round: what is stored later belongs to the next.
+    last_message_id = BigIntegerField(default=0)
+    last_attachment_id = BigIntegerField(default=0)
+    #: A fencing token, raised by each run, and until when the run may take.
+    token = BigIntegerField(default=0)
+    lease_until = TimestampField(null=True)
+    #: Since ever.
+    blobs = BigIntegerField(default=0)
+    bytes = BigIntegerField(default=0)
+    corrupt = BigIntegerField(default=0)
+    missing = BigIntegerField(default=0)
+    healed = BigIntegerField(default=0)
+
+    class Meta:
+        table_name = "email_scrub"
+
+    @property
+    def end(self) -> int:
+        """The position at which the round is over."""
+        return self.last_message_id + self.last_attachment_id  # type: ignore[no-any-return]
+
+
+class EmailDamage(Table):
+    """A blob that the scrub found damaged, and that could not be healed yet."""
+
+    id = IdField()
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    message_id = BigIntegerField()
+    storage_key = CharField(128)
+    kind = CharField(32)
+    reason = TextField()
+    found_at = TimestampField()
+    #: When it is looked at, and healing is tried, again.
+    next_attempt_at = TimestampField()
+
+    class Meta:
+        table_name = "email_damages"
+
+
+class EmailExport(Table):
+    """An archive of an account's messages, made part by part."""
+
+    id = IdField()
+    uuid = CharField(36, unique=True)
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    format = CharField(16)
+    #: What was asked for: see ``mailpoll.archives.selection``.
+    selection = JsonField(default=dict)
+    state = CharField(16, default=ExportState.RUNNING)
+    #: The last message that is in it: [``internal_date``, id]. Null at the begin and at the end.
+    position = JsonField(null=True)
+    #: Whether all messages are in it, so that only its end is missing.
+    complete = BooleanField(default=False)
+    #: Messages in it, those that could not be read, and the archive's bytes.
+    messages = BigIntegerField(default=0)
+    unreadable = BigIntegerField(default=0)
+    bytes = BigIntegerField(default=0)
+    parts = IntegerField(default=0)
+    #: Messages that it is going to have, as counted at the begin.
+    expected = BigIntegerField(default=0)
+    attempts = IntegerField(default=0)
+    lease_token = BigIntegerField(default=0)
+    lease_until = TimestampField(null=True)
+    error = TextField(null=True)
+    created_at = TimestampField()
+    updated_at = TimestampField()
+    finished_at = TimestampField(null=True)
+    expires_at = TimestampField(null=True)
+
+    class Meta:
+        table_name = "email_exports"
+
+
+class EmailExportPart(Table):
+    """A piece of an archive, or of the directory that stands at a zip's end; a blob each."""
+
+    id = IdField()
+    account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
+    export = ForeignKeyField(EmailExport, on_delete="RESTRICT", index=False)
+    number = IntegerField()
+    directory = BooleanField(default=False)
+    #: Of the blob, which begins with a name of its own: see ``mailpoll.archives.jobs``.
+    size = BigIntegerField()
+    sha256 = CharField(64)
+    storage_type = CharField(8)
+    storage_key = CharField(128)
+
+    class Meta:
+        table_name = "email_export_parts"
+
+
 #: What mailpoll writes, parents first.
 TABLES = [
     EmailHost,
@@ -622,11 +1337,29 @@ TABLES = [
     EmailFolder,
     EmailRawMessage,
     EmailLocation,
+    EmailFlag,
     EmailAttachment,
+    EmailSearch,
+    EmailThreadKey,
     EmailFetchFailure,
     EmailLeftOut,
     EmailAccountDay,
+    EmailTombstone,
+    EmailDoomedBlob,
+    EmailHold,
+    EmailHour,
+    EmailEvent,
+    WebhookEndpoint,
+    WebhookDelivery,
     EmailJob,
+    ApiKey,
+    AuditEvent,
+    Mark,
+    Alarm,
+    EmailScrub,
+    EmailDamage,
+    EmailExport,
+    EmailExportPart,
 ]
 
 
