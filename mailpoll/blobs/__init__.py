@@ -11,14 +11,14 @@ from .base import (
     blob_key,
 )
 from .fallback import Storage, storage_from_url
+from .form import Form
 from .local import LocalFiles
-from .s3 import S3
 
 __all__ = [
-    "S3",
     "BlobCorrupt",
     "BlobMissing",
     "BlobStore",
+    "Form",
     "Listed",
     "LocalFiles",
     "NewBlob",

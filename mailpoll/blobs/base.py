@@ -1,16 +1,20 @@
 """What a blob store is, and how a blob is named."""
 
 import hashlib
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-CHUNK = 1 << 20  # bytes read at a time
+from .. import counters
+
+if TYPE_CHECKING:
+    from .form import Form
+
+CHUNK = 1 << 18  # bytes read at a time
 
 _ACCOUNT = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _ACCOUNT_UUID = re.compile(_ACCOUNT)
@@ -46,53 +50,57 @@ class NewBlob:
     """A blob to be stored.
 
     ``size`` is in bytes, ``sha256`` in lower-case hex: that of ``source``, if that is bytes. A Path
-    names a spooled file: it is read, and neither moved nor deleted.
+    names a spooled file: it is read, and neither moved nor deleted. A function opens a stream.
     """
 
     key: str
     size: int
     sha256: str
-    source: bytes | Path
+    source: bytes | Path | Callable[[], BinaryIO]
 
-    def open(self) -> BinaryIO:
-        return self.source.open("rb") if isinstance(self.source, Path) else io.BytesIO(self.source)
-
-    def read_verified(self, consume: Callable[[bytes], object]) -> None:
-        """Feed all bytes to ``consume`` in turn. Raises BlobCorrupt at the end if they are wrong.
+    def pieces(self) -> Iterator[bytes]:
+        """All bytes in turn. Raises BlobCorrupt at the end if they are wrong.
 
         A spooled file may have changed since it was hashed, and is hashed again. Bytes cannot.
         """
-        if isinstance(self.source, Path):
-            size, sha256 = self._read_file(self.source, consume)
-        else:
+        if isinstance(self.source, bytes):
             size, sha256 = len(self.source), self.sha256
-            consume(self.source)
+            yield self.source
+        else:
+            digest, size = hashlib.sha256(), 0
+            with self._open() as source:
+                while piece := source.read(CHUNK):
+                    digest.update(piece)
+                    size += len(piece)
+                    yield piece
+            sha256 = digest.hexdigest()
         named = split_key(self.key)[2]
-        if not size == self.size or not sha256 == self.sha256 == named:
+        if size != self.size or not sha256 == self.sha256 == named:
+            counters.add("checksum_mismatch")
             raise BlobCorrupt(f"{self.key}: {size} bytes with SHA-256 {sha256}")
 
-    @staticmethod
-    def _read_file(path: Path, consume: Callable[[bytes], object]) -> tuple[int, str]:
-        digest = hashlib.sha256()
-        size = 0
-        with path.open("rb") as source:
-            while chunk := source.read(CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-                consume(chunk)
-        return size, digest.hexdigest()
+    def _open(self) -> BinaryIO:
+        assert not isinstance(self.source, bytes)
+        return self.source.open("rb") if isinstance(self.source, Path) else self.source()
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A blob as a store lists it. ``modified_at`` is aware, by the store's clock."""
+    """A blob as a store lists it.
+
+    ``modified_at`` is aware, by the store's clock; ``size`` is in bytes, as it lies there.
+    """
 
     key: str
     modified_at: datetime
+    size: int
 
 
 class BlobStore(Protocol):
     """Verbs that every store has. All raise StoreUnavailable; keys that are none, ValueError."""
+
+    #: In which it keeps blobs.
+    form: "Form"
 
     def put(self, blobs: Sequence[NewBlob]) -> None:
         """Return only when all are durable and verified; a failed put may have stored some.
@@ -101,7 +109,15 @@ class BlobStore(Protocol):
         """
 
     def open(self, key: str) -> BinaryIO:
-        """A stream of the bytes, to be closed by the caller. Raises BlobMissing."""
+        """A stream of the bytes, to be closed by the caller.
+
+        Raises BlobMissing, and BlobCorrupt, at any read too: its last bytes are given out only when
+        all of them are what the key says.
+        """
+        return self.form.decode(key, self.open_stored(key))
+
+    def open_stored(self, key: str) -> BinaryIO:
+        """A stream of what the store holds, in the form in which it is held. Raises BlobMissing."""
 
     def exists(self, key: str) -> bool: ...
 

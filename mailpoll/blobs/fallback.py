@@ -1,17 +1,19 @@
 """Storage: what the rest of the program stores blobs with."""
 
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from .. import turns
-from .base import BlobMissing, BlobStore, NewBlob, StorageType, StoreUnavailable
+from .. import faults, turns
+from .base import BlobMissing, BlobStore, Listed, NewBlob, StorageType, StoreUnavailable
 from .circuit import Circuit
+from .form import Form
 from .local import LocalFiles
-from .s3 import S3
 
 Answer = TypeVar("Answer")
 
@@ -72,20 +74,21 @@ class Storage:
             if self._fallback is None:
                 raise
             self._fallback.put(blobs)
+            faults.point("fell-back")
             return StorageType.LOCAL
         return self.primary_type
 
     def open(self, key: str, storage_type: StorageType) -> BinaryIO:
-        """A stream, to be closed. Raises BlobMissing or StoreUnavailable, at any read too.
+        """A stream, to be closed. Raises BlobMissing, BlobCorrupt or StoreUnavailable, at any read.
 
         A blob that is not where its row says may just have been moved to the object store.
         """
         try:
-            return self._ask(storage_type, lambda store: store.open(key))
+            return self._open(key, storage_type)
         except BlobMissing:
             if storage_type == self.primary_type or not self.has_object_store:
                 raise
-            return self._ask(self.primary_type, lambda store: store.open(key))
+            return self._open(key, self.primary_type)
 
     def exists(self, key: str, storage_type: StorageType) -> bool:
         """Raises StoreUnavailable."""
@@ -103,8 +106,22 @@ class Storage:
         deleted = 0
         if self._fallback is not None:
             deleted += self._fallback.delete_account(account_uuid)
+            faults.point("local-emptied")
         with self._asking_primary():
             return deleted + self._primary.delete_account(account_uuid)
+
+    def list_account(
+        self, account_uuid: str, storage_type: StorageType, limit: int
+    ) -> list[Listed]:
+        """Some blobs of an account in one store, at most ``limit``. Raises StoreUnavailable."""
+        return self._ask(
+            storage_type, lambda store: list(islice(store.list_account(account_uuid), limit))
+        )
+
+    def temporary_files(self, account_uuid: str) -> list[Path]:
+        """Unfinished writes of an account on this machine."""
+        local = [store for store in self.stores.values() if isinstance(store, LocalFiles)]
+        return [path for store in local for path in store.temporary_files(account_uuid)]
 
     def check(self) -> None:
         """Return if the primary store would take blobs now; else raise StoreUnavailable."""
@@ -126,14 +143,20 @@ class Storage:
         local = self._fallback
         try:
             with self._asking_primary():
-                if not local.exists(key):
-                    if self._primary.exists(key):
-                        return True
-                    raise BlobMissing(key)
-                self._primary.put([NewBlob(key, size, sha256, local.path(key))])
+                # Read and written anew, and not as it is: the setting of encryption may be newer.
+                self._primary.put([NewBlob(key, size, sha256, lambda: local.open(key))])
         except StoreUnavailable:
             return False
+        except BlobMissing:
+            # Another run was faster: it removes a copy only when the object store has the blob.
+            if not self.exists(key, self.primary_type):
+                raise
         return True
+
+    def _open(self, key: str, storage_type: StorageType) -> BinaryIO:
+        """Reading is outside of the circuit: one blob that cannot be read does not open it."""
+        form, stored = self._ask(storage_type, lambda store: (store.form, store.open_stored(key)))
+        return form.decode(key, stored)
 
     @contextmanager
     def _asking_primary(self) -> Iterator[None]:
@@ -153,16 +176,24 @@ class Storage:
         raise StoreUnavailable(f"no store of type {storage_type} is configured here")
 
 
-def storage_from_url(url: str, fallback_dir: Path | None) -> Storage:
+def storage_from_url(
+    url: str,
+    fallback_dir: Path | None,
+    form: Form | None = None,
+    scratch: Callable[[], Path] = lambda: Path(tempfile.gettempdir()),
+) -> Storage:
     """The storage that a URL describes; nothing is connected to yet.
 
     Args:
       url: ``file:///abs/dir`` or ``s3://ACCESS:SECRET@host:port/bucket?secure=0&region=x``, with
         percent-encoded credentials; ``secure`` (TLS) is 1 unless said otherwise.
       fallback_dir: where blobs go while the object store is away; None to have no such place.
+      form: in which both keep them.
+      scratch: names the directory for large blobs on their way to an object store.
 
     Raises ValueError, with a message that never shows the secret.
     """
+    form = form or Form()
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -170,28 +201,31 @@ def storage_from_url(url: str, fallback_dir: Path | None) -> Storage:
         # The parser's own message may quote the secret.
         raise ValueError("not a URL; are the credentials percent-encoded?") from None
     if parts.scheme == "file":
-        return Storage(_local_from(parts), StorageType.LOCAL, None)
+        return Storage(_local_from(parts, form), StorageType.LOCAL, None)
     if parts.scheme == "s3":
-        fallback = None if fallback_dir is None else _local_files(fallback_dir)
-        return Storage(_s3_from(parts), StorageType.OSS, fallback)
+        fallback = None if fallback_dir is None else _local_files(fallback_dir, form)
+        return Storage(_s3_from(parts, form, scratch), StorageType.OSS, fallback)
     raise ValueError("must begin with file:/// or s3://")
 
 
-def _local_from(parts: SplitResult) -> LocalFiles:
+def _local_from(parts: SplitResult, form: Form) -> LocalFiles:
     directory = Path(unquote(parts.path))
     if parts.netloc or not directory.is_absolute() or directory == Path("/"):
         raise ValueError("file: takes an absolute directory, as in file:///var/lib/mailpoll")
-    return _local_files(directory)
+    return _local_files(directory, form)
 
 
-def _local_files(directory: Path) -> LocalFiles:
+def _local_files(directory: Path, form: Form) -> LocalFiles:
     try:
-        return LocalFiles(directory)
+        return LocalFiles(directory, form)
     except OSError as error:
         raise ValueError(f"cannot use directory {directory}: {error.strerror}") from error
 
 
-def _s3_from(parts: SplitResult) -> S3:
+def _s3_from(parts: SplitResult, form: Form, scratch: Callable[[], Path]) -> BlobStore:
+    # A sixth of what each process needs to start, which those with files only need not pay.
+    from .s3 import S3
+
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     secure = _YES_OR_NO.get(options.pop("secure", "1"))
     region = options.pop("region", None) or None
@@ -207,6 +241,15 @@ def _s3_from(parts: SplitResult) -> S3:
         raise ValueError("s3: knows only the options secure and region")
     access_key, secret_key = unquote(parts.username), unquote(parts.password)
     try:
-        return S3(endpoint, access_key, secret_key, bucket, secure=secure, region=region)
+        return S3(
+            endpoint,
+            access_key,
+            secret_key,
+            bucket,
+            secure=secure,
+            region=region,
+            form=form,
+            scratch=scratch,
+        )
     except ValueError as error:
         raise ValueError(f"s3: {error}") from None

@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .. import turns
+from .. import faults, turns
 from .base import (
+    CHUNK,
+    BlobCorrupt,
     BlobMissing,
     BlobStore,
     Listed,
@@ -25,6 +26,7 @@ from .base import (
     is_account_uuid,
     split_key,
 )
+from .form import Form
 
 TEMPORARY = ".tmp"
 STALE_AFTER = 24 * 3600  # seconds; no put takes that long, so its writer is dead
@@ -44,17 +46,20 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 class LocalFiles(BlobStore):
     """Files named by their key under ``root``, readable by our user only.
 
-    A blob is written under a temporary name on the same file system, flushed, and renamed: it is
-    there whole or not at all. A put flushes all its files, renames them, and flushes their
-    directories. Many at once are flushed with ``syncfs`` (Linux), which takes 15 ms for 100 blobs
-    of 40 KB where a flush of each takes 35 ms and as much again of the system's CPU.
+    Unless a blob is sealed, ``zstd -d`` makes the message of it again. It is written under a
+    temporary name on the same file system, flushed, and renamed: it is there whole or not at all. A
+    put flushes all its files, renames them, and flushes their directories. Many at once are flushed
+    with ``syncfs`` (Linux), which takes 15 ms for 100 blobs of 40 KB where a flush of each takes
+    35 ms and as much again of the system's CPU.
 
     Every step of a path is opened relative to the one before and never through a symbolic link.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, form: Form | None = None) -> None:
         """Create ``root`` if need be and remove what dead writers left. Raises OSError."""
         self._root = root
+        self.form = form or Form()
+        self._root_name = str(root)  # joining paths takes longer than opening them
         (root / TEMPORARY).mkdir(mode=0o700, parents=True, exist_ok=True)
         root.chmod(0o700)
         self._remove_stale()
@@ -64,21 +69,16 @@ class LocalFiles(BlobStore):
             with _unavailable_on_error(), _opened() as opened:
                 self._put_together(blobs[start : start + MAX_OPEN_FILES], opened)
 
-    def open(self, key: str) -> BinaryIO:
+    def open_stored(self, key: str) -> BinaryIO:
         with _unavailable_on_error(), _opened() as opened:
             try:
-                file = os.open(split_key(key)[2], _READ, dir_fd=self._directory(key, opened))
+                return _open_file(split_key(key)[2], self._directory(key, opened))
             except FileNotFoundError:
                 raise BlobMissing(key) from None
-            stream = os.fdopen(file, "rb")
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                stream.close()
-                raise OSError(errno.EINVAL, "not a regular file", key)
-            return stream
 
     def exists(self, key: str) -> bool:
         try:
-            self.open(key).close()
+            self.open_stored(key).close()
         except BlobMissing:
             return False
         return True
@@ -92,12 +92,13 @@ class LocalFiles(BlobStore):
         check_account_uuid(account_uuid)
         deleted = 0
         with _unavailable_on_error():
-            for temporary in (self._root / TEMPORARY).glob(f"{account_uuid}.*"):
+            for temporary in self.temporary_files(account_uuid):
                 temporary.unlink(missing_ok=True)
             for attempt in range(1, DELETE_ATTEMPTS + 1):
                 deleted += sum(1 for _ in self.list_account(account_uuid))
                 try:
                     _remove_tree(self._root / account_uuid)
+                    faults.point("objects-deleted")
                     break
                 except OSError as error:
                     # A put that has not heard of the deletion yet may add files meanwhile.
@@ -113,8 +114,14 @@ class LocalFiles(BlobStore):
                 for name in _names(self._root / account_uuid / directory):
                     key = f"{account_uuid}/{directory}/{name}"
                     with suppress(ValueError, FileNotFoundError):
-                        modified = self.path(key).lstat().st_mtime
-                        yield Listed(key, datetime.fromtimestamp(modified, UTC))
+                        found = self.path(key).lstat()
+                        modified = datetime.fromtimestamp(found.st_mtime, UTC)
+                        yield Listed(key, modified, found.st_size)
+
+    def temporary_files(self, account_uuid: str) -> list[Path]:
+        """What puts of an account have not finished, or were killed in."""
+        check_account_uuid(account_uuid)
+        return list((self._root / TEMPORARY).glob(f"{account_uuid}.*"))
 
     def accounts(self) -> Iterator[str]:
         with _unavailable_on_error():
@@ -131,20 +138,22 @@ class LocalFiles(BlobStore):
         return self._root.joinpath(*split_key(key))
 
     def _put_together(self, blobs: Sequence[NewBlob], opened: list[int]) -> None:
-        temporary = _open_directory(self._root / TEMPORARY, opened)
-        root = _open_directory(self._root, opened)
+        temporary = _open_directory(f"{self._root_name}/{TEMPORARY}", opened)
+        root = _open_directory(self._root_name, opened)
         directories: dict[str, int] = {"": root}
         written: list[_Written] = []
         try:
             for blob in blobs:
                 target = self._make_directories(blob.key, directories, opened)
                 # One that is there already may be so new that its directory is still to be flushed.
-                if _has(target, blob):
+                if self._has(target, blob):
                     # Nor may it count as left over from long ago while its row is being written.
                     _touch_if_there(blob.sha256, target)
                 else:
-                    written.append(_write(blob, temporary, target, opened))
+                    written.append(self._write(blob, temporary, target, opened))
+            faults.point("file-written")
             _flush([one.file for one in written], root)
+            faults.point("put-sent")
             for one in written:
                 os.rename(one.name, one.final, src_dir_fd=temporary, dst_dir_fd=one.directory)
         except BaseException:
@@ -152,6 +161,29 @@ class LocalFiles(BlobStore):
                 _unlink_if_there(one.name, temporary)
             raise
         _flush(list(reversed(directories.values())), root)
+
+    def _has(self, directory: int, blob: NewBlob) -> bool:
+        """Whether the blob is there and whole: what is damaged is written anew."""
+        try:
+            with self.form.decode(blob.key, _open_file(blob.sha256, directory)) as content:
+                while content.read(CHUNK):
+                    pass
+        except (OSError, BlobCorrupt):
+            return False
+        return True
+
+    def _write(self, blob: NewBlob, temporary: int, target: int, opened: list[int]) -> "_Written":
+        account, _, final = split_key(blob.key)
+        name = f"{account}.{secrets.token_hex(8)}"
+        file = os.open(name, _CREATE, 0o600, dir_fd=temporary)
+        opened.append(file)
+        try:
+            for piece in self.form.encode(blob):
+                _write_all(file, piece)
+        except BaseException:
+            _unlink_if_there(name, temporary)
+            raise
+        return _Written(name, file, final, target)
 
     def _make_directories(self, key: str, known: dict[str, int], opened: list[int]) -> int:
         """The directory of ``key``; ``known`` holds those of this put by their path."""
@@ -167,7 +199,7 @@ class LocalFiles(BlobStore):
 
     def _directory(self, key: str, opened: list[int]) -> int:
         account, digits, _ = split_key(key)
-        parent = _open_directory(self._root / account, opened)
+        parent = _open_directory(f"{self._root_name}/{account}", opened)
         return _open_directory(digits, opened, parent)
 
     def _remove_stale(self) -> None:
@@ -190,19 +222,6 @@ class _Written(NamedTuple):
     file: int
     final: str
     directory: int
-
-
-def _write(blob: NewBlob, temporary: int, target: int, opened: list[int]) -> _Written:
-    account, _, final = split_key(blob.key)
-    name = f"{account}.{secrets.token_hex(8)}"
-    file = os.open(name, _CREATE, 0o600, dir_fd=temporary)
-    opened.append(file)
-    try:
-        blob.read_verified(partial(_write_all, file))
-    except BaseException:
-        _unlink_if_there(name, temporary)
-        raise
-    return _Written(name, file, final, target)
 
 
 def _write_all(file: int, data: bytes) -> None:
@@ -248,12 +267,13 @@ def _open_directory(path: Path | str, opened: list[int], parent: int | None = No
     return descriptor
 
 
-def _has(directory: int, blob: NewBlob) -> bool:
-    try:
-        found = os.stat(blob.sha256, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return stat.S_ISREG(found.st_mode) and found.st_size == blob.size
+def _open_file(name: str, directory: int) -> BinaryIO:
+    file = os.open(name, _READ, dir_fd=directory)
+    stream = os.fdopen(file, "rb")
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "not a regular file", name)
+    return stream
 
 
 def _unlink_if_there(name: str, directory: int) -> None:

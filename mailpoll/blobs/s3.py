@@ -4,15 +4,18 @@ import base64
 import hashlib
 import io
 import re
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 from urllib.parse import parse_qs, urlsplit
 from xml.etree.ElementTree import ParseError
 
+import structlog
 import urllib3
 from minio import Minio
 from minio.credentials import Credentials
@@ -22,7 +25,7 @@ from minio.signer import sign_v4_s3
 from minio.time import to_amz_date, utcnow
 from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
 
-from .. import turns
+from .. import counters, faults, turns
 from .base import (
     BlobMissing,
     BlobStore,
@@ -33,6 +36,9 @@ from .base import (
     is_account_uuid,
     split_key,
 )
+from .form import SMALL, Form
+
+log = structlog.get_logger()
 
 CONNECT_TIMEOUT = 3.0  # seconds; also the longest wait for one block to be sent
 READ_TIMEOUT = 20.0  # seconds of silence
@@ -45,13 +51,26 @@ DELETE_ROUNDS = 10
 OPAQUE_ETAG = {"aws:kms", "aws:kms:dsse"}
 
 
+class _Body(NamedTuple):
+    """What is sent: its bytes, at their begin, and their size and digests."""
+
+    content: BinaryIO
+    size: int
+    md5: bytes
+    sha256: str
+
+
+def _temporary_directory() -> Path:
+    return Path(tempfile.gettempdir())
+
+
 class S3(BlobStore):
     """Objects named by their key. The bucket is made at first use if it is missing.
 
-    A put is one request whatever its size, streamed from its source, and never a multipart upload:
-    memory stays flat and nothing unfinished can be left behind. The signature covers the SHA-256
-    and a Content-MD5 goes with it, so that the server checks the bytes; the ETag of its answer is
-    compared too.
+    A put is one request whatever its size, and never a multipart upload: nothing unfinished can be
+    left behind. Its size must be known before it begins, so a large blob is compressed into a file
+    without a name first, and memory stays flat. The signature covers the SHA-256 and a Content-MD5
+    goes with it, so that the server checks the bytes; the ETag of its answer is compared too.
 
     In a bucket with versioning, deleted blobs live on as old versions: use one without.
     """
@@ -65,8 +84,15 @@ class S3(BlobStore):
         *,
         secure: bool,
         region: str | None = None,
+        form: Form | None = None,
+        scratch: Callable[[], Path] = _temporary_directory,
     ) -> None:
-        """``endpoint`` is ``host`` or ``host:port``. Raises ValueError; connects to nothing."""
+        """``endpoint`` is ``host`` or ``host:port``. Raises ValueError; connects to nothing.
+
+        ``scratch`` names the directory for large blobs on their way.
+        """
+        self.form = form or Form()
+        self._scratch = scratch
         self._credentials = Credentials(access_key, secret_key)
         self._bucket = bucket
         self._http = urllib3.PoolManager(
@@ -86,6 +112,7 @@ class S3(BlobStore):
         self._client = Minio(
             endpoint, access_key, secret_key, secure=secure, region=region, http_client=self._http
         )
+        self._stranger = Minio(endpoint, secure=secure, region=region, http_client=self._http)
         self._putters = ThreadPoolExecutor(PUT_THREADS, thread_name_prefix="s3-put")
         self._bucket_known = False
         self._bucket_lock = Lock()
@@ -98,7 +125,7 @@ class S3(BlobStore):
         for _ in self._putters.map(lambda blob: self._put_one(blob, submitted), blobs):
             pass
 
-    def open(self, key: str) -> BinaryIO:
+    def open_stored(self, key: str) -> BinaryIO:
         split_key(key)
         self._ensure_bucket()
         with _translated(key):
@@ -135,6 +162,7 @@ class S3(BlobStore):
             with _translated():
                 for error in self._client.remove_objects(self._bucket, map(DeleteObject, names)):
                     raise StoreUnavailable(f"object store: delete refused: {error.code}")
+            faults.point("objects-deleted")
             deleted += len(names)
         raise StoreUnavailable(f"object store: blobs of {account_uuid} appear while being deleted")
 
@@ -145,7 +173,7 @@ class S3(BlobStore):
             for found in self._client.list_objects(
                 self._bucket, prefix=f"{account_uuid}/", recursive=True
             ):
-                yield Listed(found.object_name, found.last_modified)
+                yield Listed(found.object_name, found.last_modified, found.size)
 
     def accounts(self) -> Iterator[str]:
         self._ensure_bucket()
@@ -156,6 +184,7 @@ class S3(BlobStore):
                     yield name
 
     def check(self) -> None:
+        self._ensure_bucket()  # one that a put would make is not missing
         with _translated():
             if not self._client.bucket_exists(self._bucket):
                 raise StoreUnavailable("object store: the bucket does not exist")
@@ -171,6 +200,16 @@ class S3(BlobStore):
                 if not self._client.bucket_exists(self._bucket):
                     self._make_bucket()
             self._bucket_known = True
+        if self._is_public():
+            log.warning("anyone can list the bucket: make it private", bucket=self._bucket)
+
+    def _is_public(self) -> bool:
+        """Whether the bucket is listed for who shows no key."""
+        try:
+            next(iter(self._stranger.list_objects(self._bucket)), None)
+        except (MinioException, HTTPError, OSError, ValueError):
+            return False
+        return True
 
     def _make_bucket(self) -> None:
         try:
@@ -181,10 +220,25 @@ class S3(BlobStore):
                 raise
 
     def _put_one(self, blob: NewBlob, submitted: float) -> None:
-        digest = hashlib.md5(usedforsecurity=False)
-        blob.read_verified(digest.update)
-        with self._failing_together(submitted), blob.open() as body, _translated():
-            self._upload(blob, body, digest.digest())
+        with self._body(blob) as body, self._failing_together(submitted), _translated():
+            self._upload(blob.key, body)
+
+    @contextmanager
+    def _body(self, blob: NewBlob) -> Iterator[_Body]:
+        """The blob as it is to be stored: in memory, or in a file that nobody else sees."""
+        md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
+        with _translated():
+            small = blob.size <= SMALL
+            file = io.BytesIO() if small else tempfile.TemporaryFile(dir=self._scratch())  # noqa: SIM115
+        with file:
+            for piece in self.form.encode(blob):
+                md5.update(piece)
+                sha256.update(piece)
+                size += len(piece)
+                with _translated():
+                    file.write(piece)
+            file.seek(0)
+            yield _Body(file, size, md5.digest(), sha256.hexdigest())
 
     @contextmanager
     def _failing_together(self, asked: float) -> Iterator[None]:
@@ -197,34 +251,36 @@ class S3(BlobStore):
             self._failed_at = time.monotonic()
             raise
 
-    def _upload(self, blob: NewBlob, body: BinaryIO, md5: bytes) -> None:
-        url, headers = self._sign_put(blob, md5)
-        response = self._http.request("PUT", url, body=body, headers=headers)
+    def _upload(self, key: str, body: _Body) -> None:
+        url, headers = self._sign_put(key, body)
+        response = self._http.request("PUT", url, body=body.content, headers=headers)
+        faults.point("put-sent")
         if response.status != 200:
             code = re.search(rb"<Code>(\w+)</Code>", response.data)
             reason = code[1].decode() if code else f"HTTP {response.status}"
             raise StoreUnavailable(f"object store: put refused: {reason}")
         encryption = response.headers.get("x-amz-server-side-encryption", "")
         etag = response.headers.get("etag", "").strip('"')
-        if etag != md5.hex() and encryption not in OPAQUE_ETAG:
+        if etag != body.md5.hex() and encryption not in OPAQUE_ETAG:
+            counters.add("checksum_mismatch")
             raise StoreUnavailable("object store: it has stored other bytes than were sent")
 
-    def _sign_put(self, blob: NewBlob, md5: bytes) -> tuple[str, dict[str, str]]:
+    def _sign_put(self, key: str, body: _Body) -> tuple[str, dict[str, str]]:
         """URL and headers of a put. The client itself would hold the whole body in memory.
 
         The signature goes into a header and not into the URL, which urllib3 logs when it retries.
         """
         # The client's way to tell where an object lies and in which region.
-        presigned = urlsplit(self._client.get_presigned_url("PUT", self._bucket, blob.key))
+        presigned = urlsplit(self._client.get_presigned_url("PUT", self._bucket, key))
         region = parse_qs(presigned.query)["X-Amz-Credential"][0].split("/")[2]
         url = presigned._replace(query="")
         date = utcnow()
         headers = {
             "Host": url.netloc,
             "Content-Type": "application/octet-stream",
-            "Content-Length": str(blob.size),
-            "Content-MD5": base64.b64encode(md5).decode(),
-            "x-amz-content-sha256": blob.sha256,
+            "Content-Length": str(body.size),
+            "Content-MD5": base64.b64encode(body.md5).decode(),
+            "x-amz-content-sha256": body.sha256,
             "x-amz-date": to_amz_date(date),
         }
         signed: dict[str, str] = sign_v4_s3(
@@ -233,7 +289,7 @@ class S3(BlobStore):
             region=region,
             headers=headers,
             credentials=self._credentials,
-            content_sha256=blob.sha256,
+            content_sha256=body.sha256,
             date=date,
         )
         return url.geturl(), signed

@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from mailpoll.blobs import (
-    S3,
     BlobCorrupt,
     BlobMissing,
     BlobStore,
+    Form,
     LocalFiles,
     NewBlob,
     Storage,
@@ -30,6 +31,7 @@ from mailpoll.blobs import (
     storage_from_url,
 )
 from mailpoll.blobs.circuit import Circuit
+from mailpoll.blobs.s3 import S3
 from tests.servers.process import free_ports
 from tests.servers.scripted_s3 import Answer, BlackHole, ScriptedS3
 from tests.servers.seaweed import Seaweed
@@ -60,12 +62,20 @@ def s3_store(endpoint: str) -> S3:
     return S3(endpoint, "access", "secret", "bucket", secure=False, region="us-east-1")
 
 
-@pytest.fixture(params=["local", "s3"])
+def sealing() -> Form:
+    """A form that encrypts with the same key for every account."""
+    return Form(data_key=lambda _: bytes(range(32)), encrypt=True)
+
+
+@pytest.fixture(params=["local", "s3", "local sealed", "s3 sealed"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
-    if request.param == "local":
-        return LocalFiles(tmp_path / "blobs")
+    kind, _, sealed = request.param.partition(" ")
+    form = sealing() if sealed else Form()
+    if kind == "local":
+        return LocalFiles(tmp_path / "blobs", form)
     seaweed: Seaweed = request.getfixturevalue("seaweed")
-    return S3(seaweed.endpoint, seaweed.access_key, seaweed.secret_key, "blobs", secure=False)
+    access = (seaweed.endpoint, seaweed.access_key, seaweed.secret_key)
+    return S3(*access, "blobs", secure=False, form=form)
 
 
 @pytest.fixture
@@ -186,7 +196,8 @@ def test_an_account_can_come_back_after_its_deletion(store: BlobStore, account: 
 
 
 def test_a_working_store_passes_its_check(store: BlobStore) -> None:
-    store.put([new_blob(new_account())])  # makes the bucket
+    store.check()  # before anything has made the bucket, too
+    store.put([new_blob(new_account())])
     store.check()
 
 
@@ -247,12 +258,45 @@ def test_a_planted_symlink_is_not_followed(
         assert [path.name for path in victim.iterdir()] == ["precious"]
 
 
-def test_a_file_of_the_wrong_size_is_written_anew(local: LocalFiles, account: str) -> None:
+def cut(content: bytes) -> bytes:
+    return content[:10]
+
+
+def flip(content: bytes) -> bytes:
+    return content[:500] + bytes([content[500] ^ 1]) + content[501:]
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+def test_a_damaged_file_is_written_anew(
+    local: LocalFiles, account: str, damage: Callable[[bytes], bytes]
+) -> None:
     blob = new_blob(account)
     local.put([blob])
-    os.truncate(local.path(blob.key), 10)
+    path = local.path(blob.key)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BlobCorrupt), local.open(blob.key) as stream:
+        stream.read()
     local.put([blob])
     assert content_of(local, blob) == blob.source
+
+
+@pytest.mark.parametrize("size", [0, 1, 40_000, 3_000_000])
+@pytest.mark.parametrize("spooled", [False, True])
+def test_the_zstd_program_makes_a_blob_of_a_local_file(
+    local: LocalFiles, account: str, tmp_path: Path, size: int, spooled: bool
+) -> None:
+    content = (b"Subject: readable\r\n\r\n" + os.urandom(size // 2)).ljust(size, b".")[:size]
+    blob = new_blob(account, content, tmp_path / "spooled" if spooled else None)
+    local.put([blob])
+    unpacked = subprocess.run(
+        ["zstd", "-d", "--stdout", str(local.path(blob.key))], capture_output=True, check=True
+    )
+    assert unpacked.stdout == content
+    shown = subprocess.run(
+        ["zstd", "-l", "-v", str(local.path(blob.key))], capture_output=True, check=True, text=True
+    )
+    assert "XXH64" in shown.stdout
+    assert zstandard.frame_content_size(local.path(blob.key).read_bytes()) == size
 
 
 def test_a_full_disk_is_unavailability_and_leaves_nothing(
@@ -260,12 +304,12 @@ def test_a_full_disk_is_unavailability_and_leaves_nothing(
 ) -> None:
     # Given a limit on file sizes, which fails writes as a full disk does
     program = """
-import resource, signal, sys
+import os, resource, signal, sys
 from pathlib import Path
 from mailpoll.blobs import LocalFiles, NewBlob, StoreUnavailable, blob_key
 import hashlib
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-content = bytes(1_000_000)
+content = os.urandom(1_000_000)
 sha256 = hashlib.sha256(content).hexdigest()
 store = LocalFiles(Path(sys.argv[1]))
 small = b"small"
@@ -383,41 +427,51 @@ def test_deleting_an_account_wins_over_a_put_under_way(local: LocalFiles, accoun
 # --- S3
 
 
-def test_large_files_take_no_memory(seaweed: Seaweed, tmp_path: Path, account: str) -> None:
-    # Given a spooled file of 150 MB
+@pytest.mark.parametrize("place", ["s3", "file"])
+@pytest.mark.parametrize("sealed", ["", "sealed"])
+@pytest.mark.parametrize("content", ["noise", "zeros"])
+def test_large_files_take_no_memory(
+    seaweed: Seaweed, tmp_path: Path, account: str, place: str, sealed: str, content: str
+) -> None:
+    # Given a spooled file of 150 MB, which compresses to as much or to next to nothing
     sha256 = hashlib.sha256()
     with (tmp_path / "large").open("wb") as file:
         for _ in range(150):
-            block = os.urandom(1 << 20)
+            block = os.urandom(1 << 20) if content == "noise" else bytes(1 << 20)
             sha256.update(block)
             file.write(block)
     program = """
 import hashlib, resource, sys
 from pathlib import Path
-from mailpoll.blobs import NewBlob, StorageType, blob_key, storage_from_url
-url, path, account, sha256 = sys.argv[1:]
+from mailpoll.blobs import Form, NewBlob, blob_key, storage_from_url
+url, path, account, sha256, sealed = sys.argv[1:]
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-storage = storage_from_url(url, None)
+form = Form(data_key=lambda _: bytes(32), encrypt=bool(sealed))
+storage = storage_from_url(url, None, form, lambda: Path(path).parent)
 small = NewBlob(blob_key(account, hashlib.sha256(b"x").hexdigest()), 1,
                 hashlib.sha256(b"x").hexdigest(), b"x")
 storage.put([small])
 before = peak()
 large = NewBlob(blob_key(account, sha256), Path(path).stat().st_size, sha256, Path(path))
 storage.put([large])
-with storage.open(large.key, StorageType.OSS) as stream:
+with storage.open(large.key, storage.primary_type) as stream:
     assert hashlib.file_digest(stream, "sha256").hexdigest() == sha256
 print(peak() - before)
 """
-    arguments = [seaweed.url, str(tmp_path / "large"), account, sha256.hexdigest()]
+    url = seaweed.url if place == "s3" else f"file://{tmp_path}/blobs"
+    arguments = [url, str(tmp_path / "large"), account, sha256.hexdigest(), sealed]
     growth = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
     )
 
     # Then putting and reading it needs a few megabytes only
     assert int(growth.stdout) < 32
-    client = seaweed.client()
-    client.remove_object("mailpoll", blob_key(account, sha256.hexdigest()))
+    # And nothing else is left of it
+    assert [path.name for path in tmp_path.iterdir() if path.name != "blobs"] == ["large"]
+    if place == "s3":
+        client = seaweed.client()
+        client.remove_object("mailpoll", blob_key(account, sha256.hexdigest()))
 
 
 def test_a_missing_bucket_is_made_by_whoever_comes_first(seaweed: Seaweed, account: str) -> None:
@@ -463,7 +517,9 @@ def test_bytes_damaged_on_the_way_are_refused_by_the_server(
     blob = new_blob(account)
     upload = store._upload
     monkeypatch.setattr(
-        store, "_upload", lambda blob, body, md5: upload(blob, io.BytesIO(bytes(blob.size)), md5)
+        store,
+        "_upload",
+        lambda key, body: upload(key, body._replace(content=io.BytesIO(bytes(body.size)))),
     )
 
     with pytest.raises(StoreUnavailable, match="refused"):
@@ -499,7 +555,8 @@ def test_a_passing_failure_is_tried_once_more_with_the_whole_body(
     blob = new_blob(account, os.urandom(300_000), tmp_path / "spooled")
     with ScriptedS3(first, Answer()) as server:
         s3_store(server.endpoint).put([blob])
-    assert list(server.objects.values()) == [(tmp_path / "spooled").read_bytes()]
+    (stored,) = server.objects.values()
+    assert zstandard.decompress(stored) == (tmp_path / "spooled").read_bytes()
 
 
 def test_an_etag_that_is_no_md5_is_accepted_under_key_encryption(account: str) -> None:
@@ -513,7 +570,7 @@ def test_a_slow_upload_may_take_longer_than_the_time_out_for_connecting(
 ) -> None:
     monkeypatch.setattr(s3, "CONNECT_TIMEOUT", 1.0)
     with ScriptedS3(Answer(pause_per_block=0.1)) as server:
-        s3_store(server.endpoint).put([new_blob(account, bytes(25 << 20))])
+        s3_store(server.endpoint).put([new_blob(account, os.urandom(25 << 20))])
 
 
 # --- storage

@@ -1,6 +1,7 @@
 """An object store that goes away and comes back while mail arrives."""
 
 import hashlib
+import io
 import signal
 import subprocess
 import sys
@@ -8,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from mailpoll import actors, database, runtime
 from mailpoll.actors import maintain
 from mailpoll.actors.poll import poll
-from mailpoll.blobs import StorageType
+from mailpoll.blobs import NewBlob, StorageType, blob_key
 from mailpoll.models import EmailAttachment, EmailFolder, EmailRawMessage
 from tests.integration.conftest import SETS, run_system
 from tests.integration.rows import account_row
@@ -73,6 +75,11 @@ def without_fallback(
 def letter(number: int) -> bytes:
     attached = ATTACHED.format(f"attached {number}")
     return f"Subject: number {number}\r\n{attached}".encode()
+
+
+def blob_of(account: str, raw: bytes) -> NewBlob:
+    sha256 = hashlib.sha256(raw).hexdigest()
+    return NewBlob(blob_key(account, sha256), len(raw), sha256, raw)
 
 
 def local_files(system: System) -> list[Path]:
@@ -151,7 +158,8 @@ def test_mail_is_kept_in_files_during_an_outage_and_moved_after_it(
     for key, sha256, storage_type in pointers():
         assert storage_type == StorageType.OSS
         with client.get_object(BUCKET, key) as answer:
-            assert hashlib.sha256(answer.read()).hexdigest() == sha256
+            content = zstandard.decompress(answer.read())
+        assert hashlib.sha256(content).hexdigest() == sha256
     served(system, account, sent)
 
 
@@ -195,6 +203,36 @@ def test_a_process_that_dies_while_it_moves_blobs_leaves_them_readable_and_none_
     served(system, account, sent)
     assert storage_types(system) == {"local": 0, "oss": 6}
     assert local_files(system) == []
+
+
+def test_copies_of_a_poll_that_died_after_its_fall_back_are_removed(
+    system: System, store: Seaweed, address: str
+) -> None:
+    # Given blobs that a poll put into local files before it died, and its mail that came again
+    sent = [letter(n) for n in range(3)]
+    account = system.add_account(address)
+    never_named = b"mail that was expunged before it came again"
+    copies = [blob_of(account, raw) for raw in (*sent, never_named)]
+    assert runtime.storage().put(copies) == StorageType.LOCAL
+    store.start()
+    wait_until(lambda: not runtime.storage().circuit_open)
+    system.dovecot.deliver_many(address, sent)
+    system.poll_and_process(account)
+    assert storage_types(system) == {"local": 0, "oss": 6}
+    assert len(local_files(system)) == 4
+    # And one whose object is damaged, so that the copy is the only whole one
+    damaged = copies[0]
+    store.client().put_object(BUCKET, damaged.key, io.BytesIO(b"damaged"), 7)
+    # When the copies are cleared
+    actors.clear_fallback.fn()
+    # Then that one is what its row names, and the others are gone, but for what no row names
+    assert storage_types(system) == {"local": 1, "oss": 5}
+    assert {path.name for path in local_files(system)} == {damaged.sha256, copies[3].sha256}
+    served(system, account, sent)
+    # And it is moved as all are that fell back
+    wait_until(lambda: actors.drain_fallback.fn() or storage_types(system)["local"] == 0)
+    served(system, account, sent)
+    assert {path.name for path in local_files(system)} == {copies[3].sha256}
 
 
 def test_without_fallback_mail_waits_at_its_server(

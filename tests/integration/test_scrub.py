@@ -1,0 +1,300 @@
+"""The scrub: everything that is stored is read back in time, and what is damaged is healed."""
+
+import logging
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailpoll import accounts, actors, database, runtime, scrub
+from mailpoll.blobs import NewBlob, StorageType, StoreUnavailable
+from mailpoll.models import EmailAccount, EmailAttachment, EmailDamage, EmailRawMessage, EmailScrub
+from mailpoll.settings import settings
+from tests.integration.conftest import SETS, run_system
+from tests.integration.rows import account_row
+from tests.integration.system import System
+from tests.integration.test_fsck import (
+    DAMAGE,
+    attachment_row,
+    bring_in,
+    expunge,
+    letters,
+    message_row,
+    spoil,
+)
+from tests.servers.dovecot import Dovecot
+
+
+@pytest.fixture(params=list(SETS))
+def system(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> Iterator[System]:
+    """Both backing sets, with a round that is due at once, and again after it."""
+    variables = SETS[request.param](request, tmp_path)
+    yield from run_system(variables, tmp_path, dovecot, MAILPOLL_SCRUB_DAYS="0.0000000001")
+
+
+@pytest.fixture
+def account(system: System, address: str) -> EmailAccount:
+    """An account with three processed messages, each with an attachment."""
+    system.dovecot.deliver_many(address, letters(1, 2, 3))
+    uuid = system.add_account(address)
+    system.broker.flush_all()
+    bring_in(account_row(uuid))
+    return account_row(uuid)
+
+
+def figures(system: System) -> dict[str, Any]:
+    return dict(system.get("/admin/stats")["scrub"])
+
+
+def found(system: System) -> dict[str, int]:
+    shown = figures(system)
+    return {name: shown[name] for name in ("corrupt", "missing", "healed", "damaged")}
+
+
+def damaged(system: System, account: EmailAccount) -> list[dict[str, Any]]:
+    return list(system.get(f"/admin/email-accounts/{account.uuid}/stats")["damaged"])
+
+
+def state() -> EmailScrub:
+    with database.connected():
+        return EmailScrub.get()
+
+
+def change(**columns: Any) -> None:
+    with database.transaction():
+        EmailScrub.update(**columns).execute()
+
+
+def days(number: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAILPOLL_SCRUB_DAYS", str(number))
+    settings.cache_clear()
+
+
+CLEAN = {"corrupt": 0, "missing": 0, "healed": 0, "damaged": 0}
+
+
+def test_everything_is_read_and_counted(system: System, account: EmailAccount) -> None:
+    assert figures(system)["finished_at"] is None
+    actors.scrub.fn()
+    shown = figures(system)
+    with database.connected():
+        sizes = [row.size for table in (EmailRawMessage, EmailAttachment) for row in table.select()]
+    assert (shown["blobs"], shown["bytes"], shown["progress"]) == (6, sum(sizes), 1.0)
+    assert found(system) == CLEAN
+    assert shown["finished_at"] is not None
+    # And again in the next round
+    actors.scrub.fn()
+    assert figures(system)["blobs"] == 12
+    text = system.api.simulate_get("/metrics").text
+    assert "mailpoll_scrub_blobs_total 12.0" in text
+    assert "mailpoll_scrub_damaged 0.0" in text
+    (line,) = re.findall(r"^mailpoll_scrub_finished_timestamp_seconds (.*)$", text, re.MULTILINE)
+    assert float(line) == pytest.approx(state().finished_at.timestamp())
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_message_is_named_and_healed_from_the_server(
+    system: System, account: EmailAccount, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = message_row(2)
+    spoil(system, row.storage_key, DAMAGE[damage][0])
+    logging.getLogger().addHandler(caplog.handler)
+    actors.scrub.fn()
+    logging.getLogger().removeHandler(caplog.handler)
+    missing = damage == "deleted"
+    assert found(system) == {"corrupt": not missing, "missing": missing, "healed": 1, "damaged": 0}
+    (said,) = (record.msg for record in caplog.records if record.levelno == logging.ERROR)
+    assert isinstance(said, dict)
+    told = (said["account"], said["address"], said["message"], said["key"], said["outcome"])
+    assert told == (account.uuid, account.address, row.id, row.storage_key, "repaired")
+    # And a second round finds nothing any more
+    actors.scrub.fn()
+    assert found(system)["healed"] == 1
+    assert damaged(system, account) == []
+
+
+def test_a_damaged_attachment_is_taken_from_its_message_again(
+    system: System, account: EmailAccount
+) -> None:
+    spoil(system, attachment_row().storage_key, DAMAGE["bit flip"][0])
+    actors.scrub.fn()
+    assert found(system) == {"corrupt": 1, "missing": 0, "healed": 1, "damaged": 0}
+
+
+@pytest.mark.parametrize("system", ["production"], indirect=True)
+def test_a_damaged_blob_is_healed_from_the_other_store(
+    system: System, account: EmailAccount
+) -> None:
+    row = message_row(1)
+    with runtime.storage().open(row.storage_key, StorageType.OSS) as stream:
+        content = stream.read()
+    blob = NewBlob(row.storage_key, row.size, row.sha256, content)
+    runtime.storage().stores[StorageType.LOCAL].put([blob])
+    expunge(system, account, 1)  # which leaves the store alone to heal it from
+    spoil(system, row.storage_key, DAMAGE["cut"][0])
+    actors.scrub.fn()
+    assert found(system) == {"corrupt": 1, "missing": 0, "healed": 1, "damaged": 0}
+
+
+def test_what_nobody_has_any_more_stays_named_until_it_is_there_again(
+    system: System, account: EmailAccount
+) -> None:
+    # Given a message that its server has no more
+    row = message_row(1)
+    with runtime.storage().open(row.storage_key, StorageType(row.storage_type)) as stream:
+        content = stream.read()
+    expunge(system, account, 1)
+    bring_in(account)
+    spoil(system, row.storage_key, None)
+    # Then it is named, once however often it is looked at
+    for _ in range(3):
+        actors.scrub.fn()
+        assert found(system) == {"corrupt": 0, "missing": 1, "healed": 0, "damaged": 1}
+    (shown,) = damaged(system, account)
+    assert (shown["message_id"], shown["storage_key"]) == (row.id, row.storage_key)
+    assert (shown["kind"], "has the message no more" in shown["reason"]) == ("blob_missing", True)
+    assert "mailpoll_scrub_damaged 1.0" in system.api.simulate_get("/metrics").text
+    # When an operator puts it back, from a backup
+    blob = NewBlob(row.storage_key, row.size, row.sha256, content)
+    runtime.storage().put([blob])
+    with database.transaction():
+        EmailDamage.update(next_attempt_at=database.now()).execute()
+    actors.scrub.fn()
+    # Then it counts as healed
+    assert found(system) == {"corrupt": 0, "missing": 1, "healed": 1, "damaged": 0}
+    assert damaged(system, account) == []
+
+
+def test_a_blob_that_cannot_be_healed_now_is_tried_again_later(
+    system: System, account: EmailAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a poll that runs for longer than the scrub waits
+    monkeypatch.setattr(scrub, "PATIENCE", 0)
+    spoil(system, message_row(1).storage_key, DAMAGE["bit flip"][0])
+    poller = EmailAccount.lease(account.id, None, 60)
+    assert poller is not None
+    actors.scrub.fn()
+    assert found(system) == {"corrupt": 1, "missing": 0, "healed": 0, "damaged": 1}
+    assert "a poll is running" in damaged(system, account)[0]["reason"]
+    poller.release()
+    # When its hour is over
+    days(1_000, monkeypatch)
+    change(position=state().end)
+    with database.transaction():
+        EmailDamage.update(next_attempt_at=database.now()).execute()
+    actors.scrub.fn()
+    assert found(system) == {"corrupt": 1, "missing": 0, "healed": 1, "damaged": 0}
+
+
+def test_a_round_is_spread_over_its_days(
+    system: System, account: EmailAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days(30, monkeypatch)
+    actors.scrub.fn()
+    assert (figures(system)["blobs"], figures(system)["finished_at"]) == (1, None)
+    for age, read in ((10, 2), (15.1, 4), (24.9, 5)):
+        change(started_at=database.now() - timedelta(days=age))
+        actors.scrub.fn()
+        actors.scrub.fn()
+        assert abs(figures(system)["blobs"] - read) <= 1
+    change(started_at=database.now() - timedelta(days=29.9999))
+    actors.scrub.fn()
+    assert (figures(system)["blobs"], figures(system)["progress"]) == (6, 1.0)
+    # And the next round begins when the days of this one are over
+    actors.scrub.fn()
+    assert figures(system)["blobs"] == 6
+    change(started_at=database.now() - timedelta(days=30.1))
+    actors.scrub.fn()
+    assert (figures(system)["blobs"], figures(system)["progress"] < 1) == (7, True)
+
+
+def test_a_run_reads_no_more_than_its_bytes(
+    system: System, account: EmailAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrub, "TICK", 1 / settings().scrub_rate)
+    for read in (1, 2, 3):
+        actors.scrub.fn()
+        assert figures(system)["blobs"] == read
+
+
+def test_a_run_goes_on_where_one_that_died_has_come_to(
+    system: System, account: EmailAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a run that died in its second page
+    monkeypatch.setattr(scrub, "PAGE", 2)
+    whole = scrub.state_of
+    read: list[str] = []
+
+    def die(row: Any) -> Any:
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        read.append(row.storage_key)
+        return whole(row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scrub, "state_of", die)
+        with pytest.raises(KeyboardInterrupt):
+            actors.scrub.fn()
+    # Then nothing runs until its lease is over
+    actors.scrub.fn()
+    assert figures(system)["blobs"] == 3
+    change(lease_until=database.now())
+    # And the next goes on behind it
+    actors.scrub.fn()
+    assert (figures(system)["blobs"], figures(system)["progress"]) == (6, 1.0)
+
+
+def test_a_run_that_was_taken_for_dead_writes_nothing_any_more(
+    system: System, account: EmailAccount
+) -> None:
+    first = scrub._take()
+    assert first is not None
+    assert scrub._take() is None
+    change(lease_until=database.now())
+    actors.scrub.fn()
+    with pytest.raises(scrub.TakenOver):
+        scrub.Slice(first).end()
+    assert state().position == state().end
+
+
+def test_while_a_store_is_away_the_scrub_waits_and_names_nothing(
+    system: System, account: EmailAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise StoreUnavailable("away")
+
+    storage = runtime.storage()
+    kind = type(storage.stores[storage.primary_type])
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "open_stored", away)
+        patched.setattr(kind, "check", away)
+        patched.setattr("mailpoll.fsck.stored.PAUSES", (0,))
+        actors.scrub.fn()
+    assert (figures(system)["progress"], found(system)) == (0.0, CLEAN)
+    actors.scrub.fn()
+    assert (figures(system)["progress"], found(system)) == (1.0, CLEAN)
+
+
+def test_it_can_be_switched_off(
+    system: System, account: EmailAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days(0, monkeypatch)
+    actors.scrub.fn()
+    assert figures(system)["blobs"] == 0
+
+
+def test_with_an_account_the_names_of_its_damaged_blobs_go(
+    system: System, account: EmailAccount
+) -> None:
+    expunge(system, account, 1)
+    bring_in(account)
+    spoil(system, message_row(1).storage_key, None)
+    actors.scrub.fn()
+    assert figures(system)["damaged"] == 1
+    job = accounts.delete(account.uuid)
+    assert job is not None
+    actors.delete_account.fn(job.id)
+    assert figures(system)["damaged"] == 0
