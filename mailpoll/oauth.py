@@ -15,6 +15,7 @@ import structlog
 
 from . import database, runtime
 from .imap import Fault, ImapError
+from .imap.connection import scrubbed
 from .imap.https import Answer, request
 from .models import EmailAccount
 from .settings import Settings, settings
@@ -140,8 +141,8 @@ def _grant(answer: Answer, refresh_token: str, client: Client) -> Grant:
 def _refusal(status: int, fields: dict[str, Any], secrets: tuple[str, ...]) -> ImapError:
     error = str(fields.get("error") or f"status {status}")
     detail = f"{error}: {fields.get('error_description') or 'no description'}"
-    for secret in filter(None, secrets):
-        detail = detail.replace(secret, "…")
+    for secret in secrets:
+        detail = scrubbed(detail, secret)
     if error in OWNER:
         return ImapError(Fault.AUTHORISATION_ENDED, detail)
     if error in OPERATOR:

@@ -4,8 +4,9 @@ from .connection import Login
 from .errors import Fault, ImapError
 from .estimate import Estimate, estimate
 from .folders import Folder, selectable
+from .idle import Watch
 from .placeholders import is_placeholder
-from .responses import Fetched, Status
+from .responses import Fetched, Listed, Status
 from .session import Part, Session, connect
 
 __all__ = [
@@ -14,10 +15,12 @@ __all__ = [
     "Fetched",
     "Folder",
     "ImapError",
+    "Listed",
     "Login",
     "Part",
     "Session",
     "Status",
+    "Watch",
     "connect",
     "estimate",
     "is_placeholder",

@@ -3,6 +3,7 @@
 ``IMAPClient`` speaks here, over our own wire. What comes after the login is in ``session``.
 """
 
+import base64
 import functools
 import re
 import socket
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import imapclient
 from imapclient import exceptions
@@ -23,6 +25,8 @@ from . import hosts, providers
 from .errors import Fault, ImapError, reason_of, refusal
 from .wire import WireIMAP4
 
+#: Long enough to hold a user name and a password.
+BASE64 = re.compile(r"[A-Za-z0-9+/]{8,}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: What we say of ourselves (RFC 2971). 163.com and others refuse EXAMINE to those who say nothing.
 IDENTITY = {"name": "mailpoll", "version": __version__, "vendor": "mailpoll"}
@@ -43,6 +47,26 @@ class Login:
         return f"Login({self.username!r}, {self.host!r}, {self.port}, secret hidden)"
 
 
+class Client(imapclient.IMAPClient):  # type: ignore[misc]
+    """``IMAPClient`` over a connection that is already made, without its log of every line.
+
+    ``secret`` is what must not be kept of a server's words, should it echo them.
+    """
+
+    def __init__(self, login: Login, connection: WireIMAP4) -> None:
+        self.secret = login.secret
+        self._connection = connection
+        super().__init__(login.host, ssl=False)
+        # imapclient turns on imaplib's trace, which formats every line and would show passwords.
+        connection.debug = 0
+
+    def _set_read_timeout(self) -> None:
+        """The wire waits for its socket, and must be the only one to."""
+
+    def _create_IMAP4(self) -> WireIMAP4:  # noqa: N802 - the name is imapclient's
+        return self._connection
+
+
 def greets(host: str, port: int, settings: Settings, seconds: float) -> None:
     """Return if an IMAP server with a trusted certificate answers there.
 
@@ -53,7 +77,7 @@ def greets(host: str, port: int, settings: Settings, seconds: float) -> None:
     connection_to(login, settings, time.monotonic() + seconds).shutdown()
 
 
-def connection_to(login: Login, settings: Settings, deadline: float) -> imapclient.IMAPClient:
+def connection_to(login: Login, settings: Settings, deadline: float) -> Client:
     """A connection on which the server has greeted; with TLS, when the port asks for it.
 
     Parameters:
@@ -82,12 +106,12 @@ def reach(login: Login, settings: Settings) -> str:
     for value in (login.host, login.username, login.secret):
         if CONTROL.search(value):
             raise ImapError(Fault.REFUSED, "control characters in the host, user name or password")
-    return hosts.resolve(login.host, login.port, settings.imap_allowed_networks)
+    return hosts.resolve(login.host, login.port, settings)
 
 
 def greet(
     login: Login, settings: Settings, deadline: float, open_socket: Callable[[], socket.socket]
-) -> imapclient.IMAPClient:
+) -> Client:
     """Read the greeting and the first capabilities on a socket that is connected then.
 
     Parameters:
@@ -97,32 +121,10 @@ def greet(
       ImapError: no IMAP server, or one that does not want us now.
     """
     with translated(login.secret, greeting=True):
-        return _Client(
-            login.host,
-            WireIMAP4(
-                open_socket,
-                login.host,
-                settings.imap_read_timeout,
-                deadline,
-                settings.part_bytes,
-            ),
+        return Client(
+            login,
+            WireIMAP4(open_socket, login.host, settings.imap_read_timeout, deadline),
         )
-
-
-class _Client(imapclient.IMAPClient):  # type: ignore[misc]
-    """``IMAPClient`` over a connection that is already made, without its log of every line."""
-
-    def __init__(self, host: str, connection: WireIMAP4) -> None:
-        self._connection = connection
-        super().__init__(host, ssl=False)
-        # imapclient turns on imaplib's trace, which formats every line and would show passwords.
-        connection.debug = 0
-
-    def _set_read_timeout(self) -> None:
-        """The wire waits for its socket, and must be the only one to."""
-
-    def _create_IMAP4(self) -> WireIMAP4:  # noqa: N802 - the name is imapclient's
-        return self._connection
 
 
 @functools.lru_cache(maxsize=4)
@@ -130,6 +132,7 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """The process's one client context: making it costs 43 ms, a hundred times a poll's own CPU."""
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.hostname_checks_common_name = False  # RFC 9525 6.1: only names of the extension count
     if ca_file:
         context.load_verify_locations(ca_file)
     return context
@@ -175,7 +178,7 @@ def secure(login: Login, sock: socket.socket, context: ssl.SSLContext) -> ssl.SS
         raise ImapError(Fault.TLS, f"{login.host}:{login.port}: {reason_of(error)}") from None
 
 
-def enable(imap: imapclient.IMAPClient, login: Login) -> None:
+def enable(imap: Client, login: Login) -> None:
     """Ask for UIDs only (RFC 9586): Yahoo shows the newest 10,000 messages to all others."""
     with translated(login.secret):
         if imap.has_capability("UIDONLY"):
@@ -183,7 +186,7 @@ def enable(imap: imapclient.IMAPClient, login: Login) -> None:
                 imap._imap._simple_command("ENABLE", "UIDONLY")
 
 
-def start_tls(imap: imapclient.IMAPClient, login: Login, settings: Settings) -> None:
+def start_tls(imap: Client, login: Login, settings: Settings) -> None:
     """TLS after the greeting.
 
     Raises:
@@ -199,7 +202,7 @@ def start_tls(imap: imapclient.IMAPClient, login: Login, settings: Settings) -> 
     imap._cached_capabilities = None
 
 
-def authenticate(imap: imapclient.IMAPClient, login: Login) -> None:
+def authenticate(imap: Client, login: Login) -> None:
     """Log in, unless the server greeted with PREAUTH.
 
     Raises:
@@ -213,7 +216,7 @@ def authenticate(imap: imapclient.IMAPClient, login: Login) -> None:
     imap._cached_capabilities = None
 
 
-def _give_secret(imap: imapclient.IMAPClient, login: Login) -> None:
+def _give_secret(imap: Client, login: Login) -> None:
     try:
         if login.auth == "oauth2":
             _bearer(imap, login)
@@ -226,10 +229,10 @@ def _give_secret(imap: imapclient.IMAPClient, login: Login) -> None:
         # A BYE during the login says nothing about the password, though imapclient raises the same.
         ended = isinstance(error.__context__, exceptions.IMAPClientAbortError)
         fault = Fault.CONNECTION_LOST if ended else Fault.AUTH_FAILED
-        raise refusal(_scrub(str(error), login.secret), fault) from None
+        raise refusal(scrubbed(str(error), login.secret), fault) from None
 
 
-def identify(imap: imapclient.IMAPClient, login: Login, offered: Sequence[bytes]) -> str | None:
+def identify(imap: Client, login: Login, offered: Sequence[bytes]) -> str | None:
     """Say who we are (RFC 2971) where that is offered or known to be demanded.
 
     A server that does not like it is polled all the same.
@@ -272,7 +275,7 @@ def _exchange_names(connection: Any) -> str:
     return line.decode("utf-8", "replace") if isinstance(line, bytes) else ""
 
 
-def _bearer(imap: imapclient.IMAPClient, login: Login) -> None:
+def _bearer(imap: Client, login: Login) -> None:
     """Log in with an access token: XOAUTH2 where it is offered, else OAUTHBEARER (RFC 7628).
 
     XOAUTH2 is Google's (https://developers.google.com/workspace/gmail/imap/xoauth2-protocol), and
@@ -300,12 +303,15 @@ def translated(secret: str, *, greeting: bool = False) -> Iterator[None]:
     try:
         yield
     except exceptions.IMAPClientAbortError as error:
-        text = _scrub(str(error), secret)
+        text = scrubbed(str(error), secret)
         nonsense = "unexpected response" in text
+        if nonsense and greeting:
+            # Not its words: who may add accounts could read the banners of other services.
+            raise ImapError(Fault.PROTOCOL, "it does not greet like an IMAP server") from None
         fault = Fault.PROTOCOL if nonsense else Fault.CONNECTION_LOST
         raise refusal(text, fault, greeting=greeting) from None
     except exceptions.IMAPClientError as error:
-        text = _scrub(str(error), secret)
+        text = scrubbed(str(error), secret)
         # The only greeting that is refused in words is BYE.
         fault = Fault.CONNECTION_LOST if greeting else Fault.REFUSED
         raise refusal(text, fault, greeting=greeting) from None
@@ -315,11 +321,25 @@ def translated(secret: str, *, greeting: bool = False) -> Iterator[None]:
         raise ImapError(Fault.PROTOCOL, f"{type(error).__name__} in the server's answer") from None
 
 
-def _scrub(text: str, secret: str) -> str:
-    """Also where the secret is quoted, as in the command, and where ``imaplib`` shows bytes."""
+def scrubbed(text: str, secret: str) -> str:
+    """Take a secret out of a server's words, in every form in which it can echo it.
+
+    As it is, quoted as in the command, shown as ``imaplib`` shows bytes, as in a form, or inside
+    the base64 of a SASL answer.
+    """
+    if not secret:
+        return text
     quoted = secret.replace("\\", "\\\\").replace('"', '\\"')
-    shown = [form.replace("\\", "\\\\") for form in (quoted, secret)]
-    forms = {*shown, *(form.replace("'", "\\'") for form in shown), quoted, secret} - {""}
+    forms = {secret, quoted}
+    forms |= {repr(form.encode())[2:-1] for form in forms}
+    forms |= {form.replace("\\", "\\\\") for form in (secret, quoted)}
+    forms |= {quote(secret, safe=""), quote_plus(secret)}
+    forms |= {form.replace("'", "\\'") for form in forms}
     for form in sorted(forms, key=len, reverse=True):
         text = text.replace(form, "…")
-    return text
+    return BASE64.sub(lambda found: "…" if _holds(found[0], secret) else found[0], text)
+
+
+def _holds(encoded: str, secret: str) -> bool:
+    whole = encoded[: len(encoded) - (len(encoded) % 4 == 1)]  # six bits are no byte
+    return secret.encode() in base64.b64decode(whole + "=" * (-len(whole) % 4))

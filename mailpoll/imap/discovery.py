@@ -22,7 +22,7 @@ import dns.rdatatype
 import dns.resolver
 
 from ..settings import Settings
-from . import https, providers
+from . import hosts, https, providers
 from .connection import greets
 from .errors import Fault, ImapError, printable
 from .providers import Preset
@@ -197,7 +197,7 @@ class _Search:
     def _resolves(self, host: str) -> bool:
         """Whether a host has an address: asked here, because the system's resolver is unbounded."""
         try:
-            _resolver(self.config).resolve_name(host, lifetime=self._left())
+            hosts.resolver(self.config).resolve_name(host, lifetime=self._left())
         except (ImapError, dns.exception.DNSException, OSError) as error:
             self._note(host, _reason(error))
             return False
@@ -205,7 +205,8 @@ class _Search:
 
     def _ask(self, name: str, kind: dns.rdatatype.RdataType) -> list[Any]:
         try:
-            answer = _resolver(self.config).resolve(name, kind, lifetime=self._left(), search=False)
+            ask = hosts.resolver(self.config).resolve
+            answer = ask(name, kind, lifetime=self._left(), search=False)
         except (ImapError, dns.exception.DNSException, OSError) as error:
             self._note(f"{kind.name} {name}", _reason(error))
             return []
@@ -225,17 +226,6 @@ class _Search:
 
     def _note(self, what: str, why: str) -> None:
         self.tried.append(f"{what}: {why}")
-
-
-def _resolver(config: Settings) -> dns.resolver.Resolver:
-    """The system's resolver, or the one of the configuration."""
-    if config.dns_server is None:
-        return dns.resolver.Resolver()
-    resolver = dns.resolver.Resolver(configure=False)
-    host, port = config.dns_server
-    resolver.nameservers = [host]
-    resolver.port = port
-    return resolver
 
 
 def _reason(error: Exception) -> str:

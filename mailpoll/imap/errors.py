@@ -28,6 +28,7 @@ class Fault(StrEnum):
     THROTTLED = "throttled"
     BANDWIDTH_EXCEEDED = "bandwidth_exceeded"
     BUDGET_SPENT = "budget_spent"
+    ACCOUNT_FULL = "account_full"
     CONNECTED_REFUSED = "connected_refused"
     IN_USE = "in_use"
     UNAVAILABLE = "unavailable"
@@ -115,6 +116,11 @@ TREATMENT = {
     Fault.BUDGET_SPENT: Treatment(
         "as much as may be fetched from this mailbox in a day was fetched", rest_of_day=True
     ),
+    Fault.ACCOUNT_FULL: Treatment(
+        "as much is stored of this mailbox as MAILPOLL_ACCOUNT_MESSAGES and "
+        "MAILPOLL_ACCOUNT_BYTES allow",
+        pause=3_600,
+    ),
     Fault.CONNECTED_REFUSED: Treatment(
         "the login was accepted but the mailbox cannot be opened now; the password is not to blame",
         pause=300,
@@ -171,6 +177,8 @@ CODE = re.compile(r"\[([A-Z][A-Z0-9-]*)")
 #: Microsoft 365 and Amazon WorkMail say for how long (milliseconds).
 BACKOFF = re.compile(r"Backoff Time: (\d+) ?millisec", re.IGNORECASE)
 BACKOFF_MAX = 3_600
+#: Characters of a server's words that are looked at: some patterns take their square.
+WORDS = 1_000
 #: How ``imaplib`` wraps a server's words: the repr of bytes, after BAD and BYE inside a sentence.
 WRAPPED = re.compile(r"(?:.* command error: \w+ \[)?b(['\"])(.*)\1\]?", re.DOTALL)
 PREFIX = re.compile(r"^(command: \w+ => |\* BYE )")
@@ -211,6 +219,7 @@ def refusal(text: str, otherwise: Fault, *, greeting: bool = False) -> ImapError
     Parameters:
       otherwise: the kind when the words say nothing special.
     """
+    text = text[:WORDS]
     wrapped = WRAPPED.fullmatch(text)
     text = PREFIX.sub("", wrapped[2].removesuffix("\\r\\n") if wrapped else text, count=1)
     backoff = BACKOFF.search(text)
@@ -244,5 +253,5 @@ def reason_of(error: OSError) -> str:
 
 def printable(text: str, limit: int = 300) -> str:
     """One line without control characters, short enough for a log or a column."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
+    clean = "".join(c if c.isprintable() else " " for c in text[: limit + 1])
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"

@@ -1,22 +1,24 @@
-"""One HTTPS request to a checked address, bounded in time and size.
+"""One HTTP request to a checked address, bounded in time and size.
 
-For what a login needs beside IMAP: OAuth 2 token servers and autoconfig files. Hosts go through
-the same check as IMAP hosts, and redirects are not followed.
+For what a login needs beside IMAP, OAuth 2 token servers and autoconfig files, and for webhooks.
+Hosts go through the same check as IMAP hosts, and redirects are not followed.
 """
 
+import ipaddress
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlencode, urlsplit
 
 import urllib3
-from urllib3.connection import HTTPSConnection
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from .. import __version__, turns
-from ..settings import Settings
+from ..settings import Network, Settings
 from . import hosts
 from .connection import tls_context
 from .errors import Fault, ImapError
@@ -31,6 +33,7 @@ class Answer:
 
     status: int
     body: bytes
+    retry_after: str
 
 
 def request(
@@ -45,33 +48,69 @@ def request(
       ImapError: the host is not allowed, does not answer, or not over trusted TLS.
     """
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme != "https" or not host:
+    if parts.scheme != "https" or not parts.hostname:
         raise ImapError(Fault.TLS, f"{url} should be an https:// address")
-    port = parts.port or 443
-    address = hosts.resolve(host, port, settings.imap_allowed_networks)
-    connection = HTTPSConnection(
-        address,
-        port,
-        timeout=min(seconds, settings.imap_connect_timeout),
-        server_hostname=host,
-        ssl_context=tls_context(settings.imap_ca_file),
-    )
-    with turns.waiting(), _bounded(connection, seconds), _translated(f"{host}:{port}"):
-        _send(connection, parts, form)
-        response = connection.getresponse()
-        return Answer(response.status, _read(response, seconds))
-
-
-def _send(connection: HTTPSConnection, parts: SplitResult, form: Mapping[str, str] | None) -> None:
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    headers = {"Host": parts.netloc, "User-Agent": f"mailpoll/{__version__}"}
+    address = _resolve(parts, settings, None)
     if form is None:
-        connection.request("GET", target, headers=headers, preload_content=False)
-        return
-    headers |= {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
-    body = urlencode(form).encode()
-    connection.request("POST", target, body, headers, preload_content=False)
+        return _exchange(parts, address, settings, seconds, "GET", None, {})
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+    return _exchange(parts, address, settings, seconds, "POST", urlencode(form).encode(), headers)
+
+
+def post(
+    url: str, settings: Settings, seconds: float, body: bytes, headers: Mapping[str, str]
+) -> Answer:
+    """POST ``body`` to a webhook: over https, inside the team's own networks also over http.
+
+    Raises:
+      ImapError: as ``request`` does.
+    """
+    parts = urlsplit(url)
+    own = settings.webhook_allowed_networks
+    address = _resolve(parts, settings, own)
+    inside = any(ipaddress.ip_address(address) in network for network in own)
+    if parts.scheme != "https" and not inside:
+        raise ImapError(Fault.TLS, "plain http goes to MAILPOLL_WEBHOOK_ALLOWED_NETWORKS only")
+    return _exchange(parts, address, settings, seconds, "POST", body, headers)
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _resolve(parts: SplitResult, settings: Settings, allowed: Sequence[Network] | None) -> str:
+    return hosts.resolve(parts.hostname or "", _port(parts), settings, allowed)
+
+
+def _exchange(
+    parts: SplitResult,
+    address: str,
+    settings: Settings,
+    seconds: float,
+    method: str,
+    body: bytes | None,
+    headers: Mapping[str, str],
+) -> Answer:
+    timeout = min(seconds, settings.imap_connect_timeout)
+    connection = HTTPConnection(address, _port(parts), timeout=timeout)
+    if parts.scheme == "https":
+        connection = HTTPSConnection(
+            address,
+            _port(parts),
+            timeout=timeout,
+            server_hostname=parts.hostname,
+            ssl_context=tls_context(settings.imap_ca_file),
+        )
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    headers = {"Host": parts.netloc, "User-Agent": f"mailpoll/{__version__}", **headers}
+    place = f"{parts.hostname}:{_port(parts)}"
+    with turns.waiting(), _bounded(connection, seconds), _translated(place):
+        # The answer is not unpacked: a few bytes could become gigabytes (CWE-409).
+        how = {"preload_content": False, "decode_content": False}
+        connection.request(method, target, body, headers, **how)
+        response = connection.getresponse()
+        retry_after = response.headers.get("Retry-After", "")
+        return Answer(response.status, _read(response, seconds), retry_after)
 
 
 def _read(response: urllib3.HTTPResponse, seconds: float) -> bytes:
@@ -85,7 +124,7 @@ def _read(response: urllib3.HTTPResponse, seconds: float) -> bytes:
 
 
 @contextmanager
-def _bounded(connection: HTTPSConnection, seconds: float) -> Iterator[None]:
+def _bounded(connection: HTTPConnection, seconds: float) -> Iterator[None]:
     """Cut the connection when the time is over: a server may send a byte now and then for ever."""
 
     def cut() -> None:
@@ -106,7 +145,7 @@ def _bounded(connection: HTTPSConnection, seconds: float) -> Iterator[None]:
 def _translated(place: str) -> Iterator[None]:
     try:
         yield
-    except urllib3.exceptions.SSLError as error:
+    except (urllib3.exceptions.SSLError, ssl.SSLError) as error:
         raise ImapError(Fault.TLS, f"{place}: {error}") from None
     except (TimeoutError, urllib3.exceptions.TimeoutError):
         raise ImapError(Fault.TIMED_OUT, place) from None

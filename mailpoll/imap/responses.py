@@ -11,19 +11,25 @@ from datetime import UTC, datetime, timedelta, timezone
 from itertools import pairwise
 from typing import Any
 
+from . import flags
 from .errors import Fault, ImapError
 
+#: Ranges of UIDs that a VANISHED answer may name; honest ones are as many as were removed.
+RANGES_LIMIT = 200_000
 #: Deepest nesting of parentheses that is read; honest answers to our questions have three levels.
 DEPTH_LIMIT = 20
 #: UIDs of one listing that are held at once.
 UIDS_LIMIT = 5_000_000
-TOKEN = re.compile(
-    rb'"((?:[^"\\]|\\.)*)"'  # quoted
-    rb"|(BODY(?:\.PEEK)?\[[^\]]*\](?:<\d+>)?)"  # BODY[…]<…>, whose section may hold blanks
-    rb"|([()])"
-    rb'|([^\s()"]+)',
-    re.IGNORECASE | re.DOTALL,
-)
+PARENTHESES = rb"(\()|(\))"
+QUOTED = rb'|"((?:[^"\\]|\\.)*+)"'
+#: ``BODY[…]<…>``, whose section may hold blanks; anything else.
+OTHERS = rb"|(BODY(?:\.PEEK)?\[[^][]*\](?:<\d+>)?)|([^\s()\"]+)"
+#: The last is a quote that nothing ends.
+TOKEN = re.compile(PARENTHESES + QUOTED + OTHERS + rb'|(")', re.IGNORECASE | re.DOTALL)
+#: The groups of both.
+OPEN, CLOSE, WORD_IN_QUOTES, SECTION, ATOM, UNENDED = range(1, 7)
+#: The same behind a quote that nothing ends: there are no quoted strings any more.
+BARE_TOKEN = re.compile(PARENTHESES + rb"|(\Z.)" + OTHERS, re.IGNORECASE | re.DOTALL)
 OBJECT_ID = re.compile(rb"[A-Za-z0-9_-]{1,255}")
 UNESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 INTERNALDATE = re.compile(
@@ -56,6 +62,9 @@ class Fetched:
     email_id: str | None = None
     #: The offset that the server says a partial body begins at.
     origin: int | None = None
+    #: As ``mailpoll.imap.flags`` makes them; ``None`` when the server told none.
+    flags: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,8 @@ class Status:
     messages: int | None = None
     #: All messages together, where it was asked for and the server knows it (RFC 8438).
     bytes: int | None = None
+    #: HIGHESTMODSEQ (RFC 7162), where it was asked for; it says nothing when it is 1.
+    modseq: int | None = None
 
 
 def tokens(pieces: Sequence[bytes | Literal]) -> list[Any]:
@@ -109,16 +120,28 @@ def _words(pieces: Sequence[bytes | Literal]) -> Iterator[tuple[str, bytes | Non
         if isinstance(piece, Literal):
             yield "word", piece.data
             continue
-        for match in TOKEN.finditer(piece):
-            quoted, section, bracket, atom = match.groups()
-            if quoted is not None:
-                yield "word", UNESCAPE.sub(rb"\1", quoted)
-            elif section is not None:
-                yield "word", section.upper()
-            elif bracket is not None:
-                yield ("open" if bracket == b"(" else "close"), None
+        for match in _matches(piece):
+            group = match.lastindex
+            if group == OPEN:
+                yield "open", None
+            elif group == CLOSE:
+                yield "close", None
+            elif group == WORD_IN_QUOTES:
+                yield "word", UNESCAPE.sub(rb"\1", match[WORD_IN_QUOTES])
+            elif group == SECTION:
+                yield "word", match[SECTION].upper()
             else:
+                atom = match[ATOM]
                 yield "word", None if atom.upper() == b"NIL" else atom
+
+
+def _matches(piece: bytes) -> Iterator[re.Match[bytes]]:
+    """The tokens, in linear time: after a quote without an end none is looked for again."""
+    for match in TOKEN.finditer(piece):
+        if match.lastindex == UNENDED:
+            yield from BARE_TOKEN.finditer(piece, match.end())
+            return
+        yield match
 
 
 def fetch(words: list[Any]) -> Fetched:
@@ -136,6 +159,10 @@ def fetch(words: list[Any]) -> Fetched:
             answer.internal_date = internal_date(value)
         elif key in (b"EMAILID", b"X-GM-MSGID"):
             answer.email_id = _email_id(value)
+        elif key == b"FLAGS":
+            answer.flags = flags.flags(value)
+        elif key == b"X-GM-LABELS":
+            answer.labels = flags.labels(value)
         elif key.startswith(b"BODY["):
             answer.body = value if isinstance(value, bytes) else None
             answer.origin = number(key.rpartition(b"<")[2].removesuffix(b">"))
@@ -181,9 +208,24 @@ def searched(words: list[Any], last: int) -> list[int]:
             if low is None or high is None:
                 raise ImapError(Fault.PROTOCOL, "an ESEARCH answer is not a set of numbers")
             low, high = sorted((low, high))
-            if min(high, last) - low > UIDS_LIMIT:
+            high = min(high, last)
+            if len(found) + high - low > UIDS_LIMIT:
                 raise ImapError(Fault.PROTOCOL, "an ESEARCH answer is absurdly large")
-            found.extend(range(low, min(high, last) + 1))
+            found.extend(range(low, high + 1))
+    return found
+
+
+def vanished(words: list[Any]) -> list[tuple[int, int]]:
+    """The ranges of UIDs that a VANISHED answer names (RFC 7162 3.2.10).
+
+    What is no set of numbers is passed over: nothing depends on this alone.
+    """
+    found: list[tuple[int, int]] = []
+    for part in words[-1].split(b",") if words and isinstance(words[-1], bytes) else ():
+        first, _, end = part.partition(b":")
+        low, high = number(first), number(end or first)
+        if low and high and len(found) < RANGES_LIMIT:
+            found.append((min(low, high), max(low, high)))
     return found
 
 
@@ -192,8 +234,12 @@ def unclosed(pieces: Sequence[bytes | Literal]) -> bool:
     depth = 0
     for piece in pieces:
         if isinstance(piece, bytes):
-            for match in TOKEN.finditer(piece):
-                depth += (match[3] == b"(") - (match[3] == b")")
+            for match in _matches(piece):
+                group = match.lastindex
+                if group == OPEN:
+                    depth += 1
+                elif group == CLOSE:
+                    depth -= 1
     return depth > 0
 
 
@@ -212,6 +258,8 @@ def status(words: list[Any]) -> Status:
                 found.messages = number(value)
             case b"SIZE":
                 found.bytes = number(value)
+            case b"HIGHESTMODSEQ":
+                found.modseq = number(value) or None
     return found
 
 

@@ -4,17 +4,18 @@ Folder lists and messages are read by the code here, straight from the wire: the
 ``IMAPClient`` would hold every body three times.
 """
 
+import math
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import imapclient
-
 from ..settings import Settings
 from . import responses
 from .connection import (
+    Client,
     Login,
     authenticate,
     connection_to,
@@ -22,12 +23,13 @@ from .connection import (
     enable,
     id_arguments,
     identify,
+    scrubbed,
     start_tls,
     translated,
 )
-from .errors import Fault, ImapError, refusal
+from .errors import WORDS, Fault, ImapError, refusal
 from .responses import Fetched, Listed, Literal, Status
-from .wire import LITERAL, WireIMAP4
+from .wire import LINE_LIMIT, LITERAL, WireIMAP4
 
 #: Commands on their way at once; more could fill both sides' socket buffers and stand still.
 PIPELINE = 100
@@ -35,6 +37,9 @@ PIPELINE = 100
 ANSWER_LINES = 200_000
 #: Bytes of one command's answer when no body was asked for.
 ANSWER_BYTES = 64_000_000
+#: Lines that one response may be made of, each but the last before a literal, and bytes of those
+#: after the first.
+RESPONSE_LINES, NEXT_LINE = 20, 1_000_000
 #: Parts that a message may be long which was announced as short and comes in one piece.
 WHOLE_FACTOR = 4
 #: Bytes of a message from a server that sends the whole when asked for a part.
@@ -83,16 +88,25 @@ def _merge(found: dict[int, Fetched], answer: Fetched) -> None:
     known.size = answer.size if known.size is None else known.size
     known.internal_date = known.internal_date or answer.internal_date
     known.email_id = known.email_id or answer.email_id
+    # Of flags the latest counts.
+    known.flags = known.flags if answer.flags is None else answer.flags
+    known.labels = known.labels if answer.labels is None else answer.labels
 
 
 class Session:
     """Commands of an authenticated connection. Every method may raise ``ImapError``."""
 
-    def __init__(self, imap: imapclient.IMAPClient, settings: Settings) -> None:
+    def __init__(self, imap: Client, settings: Settings) -> None:
         self._imap = imap
         self._settings = settings
         #: The text of the last command's OK.
         self._completion = b""
+        #: Tell flags along with the other facts of messages.
+        self.flags = False
+        #: What the server has said that it does from now on (RFC 5161).
+        self._enabled: set[bytes] = set()
+        #: Ranges of UIDs that it said are gone, since they were last asked for.
+        self._vanished: list[tuple[int, int]] = []
 
     @property
     def _connection(self) -> WireIMAP4:
@@ -112,17 +126,52 @@ class Session:
         """Have ``call`` called whenever bytes come in, however slowly."""
         self._connection.wire.while_reading = call
 
+    def run(self, line: bytes) -> None:
+        """A command of which only the end matters."""
+        for _ in self._untagged(line):
+            pass
+
+    def hand_over(self) -> tuple[socket.socket, bytes]:
+        """The socket, which does not block, and what has come on it, for others to read.
+
+        The conversation has no end from now on.
+        """
+        wire = self._connection.wire
+        wire.deadline = math.inf
+        return wire.sock, wire.held()
+
+    def send_command(self, line: bytes) -> bytes:
+        """Send a command whose answer is read by who has the socket; its tag."""
+        return self._send(line)
+
     def supports(self, capability: str) -> bool:
         with translated(""):
             return bool(self._imap.has_capability(capability))
 
-    def list_folders(self) -> tuple[list[Listed], dict[bytes, Status]]:
-        """All folders, and the status of each where one command can tell both (RFC 5819)."""
+    def follow_changes(self) -> None:
+        """Have the server tell what was removed, where it can; before any folder is opened.
+
+        Its answer is passed over with that to the next command, which saves a round trip.
+        """
+        self.flags = True
+        if self.supports("QRESYNC") and self.supports("ENABLE"):
+            self._send(b"ENABLE QRESYNC")
+
+    def _status_items(self, modseq: bool, more: bytes = b"") -> bytes:
+        change = b" HIGHESTMODSEQ" if modseq and self.supports("CONDSTORE") else b""
+        return b"(UIDNEXT UIDVALIDITY MESSAGES%b%b)" % (change, more)
+
+    def list_folders(self, *, modseq: bool = False) -> tuple[list[Listed], dict[bytes, Status]]:
+        """All folders, and the status of each where one command can tell both (RFC 5819).
+
+        Parameters:
+          modseq: ask for HIGHESTMODSEQ too, of servers that have it.
+        """
         folders: list[Listed] = []
         statuses: dict[bytes, Status] = {}
         line = b'LIST "" "*"'
         if self.supports("LIST-STATUS"):
-            line += b" RETURN (STATUS (UIDNEXT UIDVALIDITY MESSAGES))"
+            line += b" RETURN (STATUS " + self._status_items(modseq) + b")"
         for name, words in self._untagged(line):
             if name == b"LIST":
                 found = responses.listed(words)
@@ -132,13 +181,16 @@ class Session:
                 statuses[words[0]] = responses.status(words[1])
         return folders, statuses
 
-    def statuses(self, wire_names: Sequence[bytes], *, sizes: bool = False) -> dict[bytes, Status]:
+    def statuses(
+        self, wire_names: Sequence[bytes], *, sizes: bool = False, modseq: bool = False
+    ) -> dict[bytes, Status]:
         """The status of each folder, many commands sent before the first answer is read.
 
         Parameters:
           sizes: ask for the bytes of each too, of servers that support ``STATUS=SIZE``.
+          modseq: as for ``list_folders``.
         """
-        items = b" (UIDNEXT UIDVALIDITY MESSAGES%b)" % (b" SIZE" if sizes else b"")
+        items = b" " + self._status_items(modseq, b" SIZE" if sizes else b"")
         found: dict[bytes, Status] = {}
         for start in range(0, len(wire_names), PIPELINE):
             tags = [
@@ -170,6 +222,8 @@ class Session:
                     found.uidvalidity = value or None
                 elif words[0].upper() == b"[UIDNEXT":
                     found.uidnext = value or None
+                elif words[0].upper() == b"[HIGHESTMODSEQ":
+                    found.modseq = value or None
         return found
 
     def highest(self) -> int:
@@ -191,12 +245,44 @@ class Session:
         for name, words in self._untagged(b"UID SEARCH RETURN (ALL) UID %d:%d" % (first, last)):
             if name == b"ESEARCH":
                 found += responses.searched(words, last)
+            if len(found) > responses.UIDS_LIMIT:
+                raise ImapError(Fault.PROTOCOL, "too many ESEARCH answers")
         return sorted({uid for uid in found if first <= uid <= last})
+
+    def flags_of(
+        self, first: int, last: int, since: int | None = None
+    ) -> tuple[dict[int, Fetched], list[tuple[int, int]]]:
+        """The flags of a range's messages, by UID, and ranges of UIDs that are said to be gone.
+
+        Parameters:
+          since: only of those that changed after this mod-sequence (RFC 7162 3.1.4.1).
+        """
+        self._vanished = []
+        items = b"(UID " + b" ".join(self._flag_items()) + b")"
+        if since is not None:
+            gone = b" VANISHED" if b"QRESYNC" in self._enabled else b""
+            items += b" (CHANGEDSINCE %d%b)" % (since, gone)
+        return self._paged(items, first, last), self._vanished
+
+    def listed(self, uids: Sequence[int]) -> set[int]:
+        """Which of these messages are there."""
+        wanted = set(uids)
+        return {
+            answer.uid
+            for chosen in uid_sets(uids)
+            for answer in self._fetch(b"UID FETCH " + chosen + b" (UID)")
+            if answer.uid in wanted
+        }
+
+    def _flag_items(self) -> list[bytes]:
+        return [b"FLAGS", *([b"X-GM-LABELS"] if self.supports("X-GM-EXT-1") else [])]
 
     def _facts(self, sizes: bool) -> bytes:
         items = [b"UID", b"INTERNALDATE"]
         if sizes:
             items.insert(1, b"RFC822.SIZE")
+        if self.flags:
+            items += self._flag_items()
         if self.supports("OBJECTID"):
             items.append(b"EMAILID")
         elif self.supports("X-GM-EXT-1"):
@@ -297,6 +383,8 @@ class Session:
 
     def _fetch(self, line: bytes, limit: int = 0) -> Iterator[Fetched]:
         for name, words in self._untagged(line, limit):
+            if name == b"VANISHED":
+                self._vanished += responses.vanished(words)
             if not name.isdigit() or len(words) < 2 or not isinstance(words[1], list):
                 continue
             kind = words[0].upper() if isinstance(words[0], bytes) else b""
@@ -333,34 +421,40 @@ class Session:
             pieces = self._response(limit or ANSWER_BYTES)
             head = pieces[0]
             assert isinstance(head, bytes)
-            seen += len(head)
+            seen += _size(pieces)
             if not limit and seen > ANSWER_BYTES:
                 break
             if head.startswith(b"* "):
                 first, _, rest = head[2:].strip().partition(b" ")
                 word = first.upper()
                 if word == b"BYE":
-                    error = refusal(rest.decode("utf-8", "replace"), Fault.CONNECTION_LOST)
+                    error = refusal(self._words(rest), Fault.CONNECTION_LOST)
                     error.ended = True
                     raise error
-                if word in (b"OK", b"NO", b"BAD"):
+                if word == b"ENABLED":
+                    self._enabled.update(rest.upper().split()[:20])
+                elif word in (b"OK", b"NO", b"BAD"):
                     yield word, rest.split(b" ")
                 else:
                     yield word, responses.tokens([rest, *pieces[1:]])
             elif head[: len(tag) + 1].upper() == tag.upper() + b" ":
                 verdict, _, text = head[len(tag) :].strip().partition(b" ")
                 if verdict.upper() != b"OK":
-                    raise _Refused(text.decode("utf-8", "replace"))
+                    raise _Refused(self._words(text))
                 self._completion = text
                 return
         raise ImapError(Fault.PROTOCOL, "the answer to one command does not end")
 
+    def _words(self, text: bytes) -> str:
+        """What a server says, without the login's secret: some echo what they were told."""
+        return scrubbed(text[:WORDS].decode("utf-8", "replace"), self._imap.secret)
+
     def _response(self, limit: int) -> list[bytes | Literal]:
-        """One whole response: text and the literals in it."""
+        """One whole response: text and the literals in it, which together have ``limit`` bytes."""
         wire = self._connection.wire
         pieces: list[bytes | Literal] = []
-        while True:
-            line = wire.readline()
+        for _ in range(RESPONSE_LINES):
+            line = wire.readline(NEXT_LINE if pieces else LINE_LIMIT)
             if pieces and not line.strip() and responses.unclosed(pieces):
                 continue  # some servers put an empty line after a literal (python/cpython#88574)
             literal = LITERAL.search(line)
@@ -368,9 +462,15 @@ class Session:
             if not literal:
                 return pieces
             size = int(literal[1])
-            if size > limit:
+            limit -= size
+            if limit < 0:
                 raise ImapError(Fault.PROTOCOL, f"the server announces {size} bytes of text")
             pieces.append(Literal(wire.read(size)))
+        raise ImapError(Fault.PROTOCOL, "an answer comes in too many pieces")
+
+
+def _size(pieces: Sequence[bytes | Literal]) -> int:
+    return sum(len(one.data if isinstance(one, Literal) else one) for one in pieces)
 
 
 class _Refused(Exception):

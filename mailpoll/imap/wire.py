@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from .. import turns
+from .. import faults, turns
 from .errors import Fault, ImapError, reason_of
 
 #: Longest line, in bytes. The longest honest ones are lists of UIDs: a million of them fit.
@@ -28,6 +28,8 @@ LITERAL = re.compile(rb"~?\{(\d{1,20})\+?\}\r?\n\Z")
 BARE = re.compile(rb"(\w+ (?:OK|NO|BAD))\s*\Z", re.IGNORECASE)
 #: Slowest honest server: bytes that must come within so many seconds of waiting for one answer.
 MINIMUM_BYTES, MINIMUM_SECONDS = 60_000, 60.0
+#: What ``imaplib`` keeps of the answers to one command: honest ones to a login are far shorter.
+ANSWER_LINES, ANSWER_BYTES = 1_000, 1_000_000
 #: Bytes of memory taken at once: what a server announces need not come.
 PIECE = 1_000_000
 #: Seconds between two looks at the clock while bytes keep coming.
@@ -90,11 +92,16 @@ class Wire:
         return b"".join(pieces)
 
     def _piece(self, size: int) -> bytearray:
+        faults.point("mid-literal")
         piece, position = bytearray(size), 0
         view = memoryview(piece)
         while position < size:
             position += self._receive(partial(self.sock.recv_into, view[position:]), int)
         return piece
+
+    def held(self) -> bytes:
+        """What came and was not read yet, for whoever reads the socket from now on."""
+        return self._take(len(self._buffer) - self._start)
 
     def send(self, data: bytes) -> None:
         self._since, self._came = time.monotonic(), 0
@@ -178,7 +185,6 @@ class WireIMAP4(imaplib.IMAP4):
       open_socket: makes the socket (and TLS, when the port asks for it from the first byte).
       host: the server's name, for certificate checks after STARTTLS.
       read_timeout, deadline: as for ``Wire``.
-      literal_limit: bytes of a literal that ``imaplib`` may read into memory.
     """
 
     def __init__(
@@ -187,12 +193,11 @@ class WireIMAP4(imaplib.IMAP4):
         host: str,
         read_timeout: float,
         deadline: float,
-        literal_limit: int,
     ) -> None:
         self._open_socket = open_socket
         self._read_timeout = read_timeout
         self._deadline = deadline
-        self._literal_limit = literal_limit
+        self._lines, self._left = 0, ANSWER_BYTES
         super().__init__(host)
 
     def open(self, host: str = "", port: int = 0, timeout: float | None = None) -> None:  # noqa: ARG002
@@ -210,16 +215,22 @@ class WireIMAP4(imaplib.IMAP4):
             super()._get_capabilities()  # type: ignore[misc]
 
     def read(self, size: int) -> bytes:
-        if size > self._literal_limit:
+        if size > self._left:
             raise ImapError(Fault.PROTOCOL, f"the server announces {size} bytes of text")
+        self._left -= size
         return self.wire.read(size)
 
     def readline(self) -> bytes:
-        line = self.wire.readline()
+        line = self.wire.readline(ANSWER_BYTES)
+        self._lines += 1
+        self._left -= len(line)
+        if self._lines > ANSWER_LINES or self._left < 0:
+            raise ImapError(Fault.PROTOCOL, "the answer to one command does not end")
         bare = BARE.match(line)
         return bare[1] + b" .\r\n" if bare else line
 
     def send(self, data: Any) -> None:
+        self._lines, self._left = 0, ANSWER_BYTES
         self.wire.send(bytes(data))
 
     def shutdown(self) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from mailpoll import accounts, database, runtime
 from mailpoll.actors.poll import poll
-from mailpoll.models import EmailAccount, EmailAttachment, EmailRawMessage
+from mailpoll.models import EmailAccount, EmailAttachment, EmailFolder, EmailRawMessage
 from tests.integration.conftest import SETS, run_system
 from tests.integration.rows import account_row
 from tests.integration.system import PASSWORD, System, message
@@ -153,23 +153,34 @@ def test_a_server_that_nobody_vouches_for_is_told_nothing(
     assert set(verbs) == ({b"CAPABILITY", b"STARTTLS"} if starttls else set())
 
 
-def test_what_comes_before_tls_is_not_believed(system: System, scripted_port: int) -> None:
-    # Given somebody on the way who adds an answer of their own after the one to STARTTLS, as in
-    # CVE-2021-38371, and then lets the client talk to a server that it trusts
-    added = b"* CAPABILITY IMAP4rev1 LOGINDISABLED\r\n* BYE and good night\r\n"
-    with Meddler(scripted_port, system.dovecot.imap_port, added):
+ADDED = (
+    b'* CAPABILITY IMAP4rev1 LOGINDISABLED\r\n* LIST () "/" EVIL\r\n* OK [UIDVALIDITY 666] ok\r\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(ADDED, b""), (b"", ADDED + b"* BYE and good night\r\n")]
+)
+def test_what_comes_before_tls_is_not_believed(
+    system: System, scripted_port: int, before: bytes, after: bytes
+) -> None:
+    # Given somebody on the way who adds answers of their own before or after the one to STARTTLS,
+    # as in CVE-2021-38371, and then lets the client talk to a server that it trusts
+    with Meddler(scripted_port, system.dovecot.imap_port, before, after):
         account = polled(scripted_port, "starttls", "meddled@example.org")
     # Then what was added is forgotten
     assert account.last_error is None
+    with database.connected():
+        assert "EVIL" not in {row.name for row in EmailFolder.select()}
 
 
 class Meddler:
-    """Passes one connection on to a server and adds bytes in clear after its OK to STARTTLS."""
+    """Passes one connection on to a server and adds bytes in clear around its OK to STARTTLS."""
 
-    def __init__(self, port: int, server_port: int, added: bytes) -> None:
+    def __init__(self, port: int, server_port: int, before: bytes, after: bytes) -> None:
         self._listener = socket.create_server((HOST, port))
         self._server_port = server_port
-        self._added = added
+        self._before, self._after = before, after
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._serve, daemon=True).start()
@@ -193,7 +204,7 @@ class Meddler:
                         server.sendall(data)
                     elif asked and not added:
                         added = True
-                        client.sendall(data + self._added)
+                        client.sendall(self._before + data + self._after)
                     else:
                         client.sendall(data)
 
