@@ -10,14 +10,15 @@ from typing import Any
 
 import structlog
 
-from .. import budgets, database
+from .. import budgets, database, faults, policy
 from ..blobs import Storage
 from ..budgets import BudgetSpent
-from ..imap import Fault, Fetched, ImapError, Session, Status, providers, selectable
+from ..imap import Fault, Fetched, ImapError, Listed, Session, Status, providers, selectable
 from ..models import EmailAccount, EmailFolder, FetchVerdict
 from ..settings import Settings
 from . import proof
 from .download import Batch, Broken, Copy, Downloader, Failure, batches
+from .flags import ASKED, Flags
 from .ledger import Announce, Ledger, wire
 
 log = structlog.get_logger()
@@ -35,6 +36,8 @@ RECONNECTS = 4
 #: A window that was begun anew so often within a day is left alone for a while.
 RESTARTS = 3
 RESTART_PAUSE = 3_600
+#: Where flags are followed, a folder with so few messages is compared as soon as one has left.
+SMALL = 20_000
 
 #: Bytes of a header that can tell one message from all others.
 TELLING_HEADER = 200
@@ -100,6 +103,9 @@ class AccountSync:
         self._due: dict[int, list[int]] = {}
         self._suspects: set[tuple[int, int]] = set()
         self._sizeless: set[int] = set()
+        self._since = policy.wanted_since(account)
+        self._news: set[int] = set()
+        self._flags = Flags(self.ledger) if account.sync_flags else None
 
     def run(self) -> Outcome:
         """New mail of every folder first, then the import, newest mail first.
@@ -124,15 +130,28 @@ class AccountSync:
         folders = [folder for folder, _ in found]
         for folder, status in found:
             if _has_news(folder, status):
+                self._news.add(folder.id)
+                if self._flags:
+                    self._flags.doubt(folder, status)
                 self._each([folder], partial(self._fetch_new, status=status))
         self._each(self._failing(folders), self._retry_failures)
+        if self._flags:
+            for folder, status in self._flags.due(found):
+                self._each([folder], partial(self._follow_flags, self._flags, status=status))
         try:
             self._import(folders)
         except BudgetSpent as spent:
             # The rest of the day is for new mail; the import goes on tomorrow.
             log.info("import pauses", account=self.account.uuid, why=str(spent))
         moment = database.now()
-        self._each([one for one in folders if proof.due(one, moment)], self._reconcile)
+        self._each([one for one in folders if self._to_compare(one, moment)], self._reconcile)
+
+    def _to_compare(self, folder: EmailFolder, moment: datetime) -> bool:
+        """Whether the server's whole list is to be compared; at once where mail just left."""
+        if proof.due(folder, moment):
+            return True
+        just_left = folder.id in self._news and proof.short(folder)
+        return bool(self._flags and just_left and folder.messages <= SMALL)
 
     def _each(self, folders: Sequence[EmailFolder], work: Work) -> None:
         """Do the work in each folder; a connection that breaks is replaced a few times."""
@@ -174,7 +193,10 @@ class AccountSync:
     def _enter(self, after: ImapError | None) -> None:
         """Open a session; the lease is kept for as long as it brings anything, however slowly."""
         self.session = self._connection.enter_context(self._connect(after))
+        faults.point("logged-in")
         self.session.while_reading(self.ledger.keep_lease)
+        if self._flags:
+            self.session.follow_changes()
 
     # Folders
 
@@ -183,16 +205,29 @@ class AccountSync:
         skip = partial(providers.skipped, self.account.host)
         wanted = [
             folder
-            for folder in selectable(*self.session.list_folders())
+            for folder in selectable(*self._list_folders())
             if (folder.name in chosen if chosen else not skip(folder.special_use))
         ]
         rows = self.ledger.folders(wanted)
         untold = [folder.wire_name for folder in wanted if folder.status is None]
-        statuses = self.session.statuses(untold)
+        changes = self._flags is not None
+        statuses = self.session.statuses(untold, modseq=changes)
+        if changes and untold and not statuses:
+            statuses = self.session.statuses(untold)
         return [
             (rows[folder.wire_name], folder.status or statuses.get(folder.wire_name))
             for folder in wanted
         ]
+
+    def _list_folders(self) -> tuple[list[Listed], dict[bytes, Status]]:
+        """The server's list, with its count of changes where it tells that."""
+        if self._flags:
+            try:
+                return self.session.list_folders(modseq=True)
+            except ImapError as error:
+                if error.fault is not Fault.REFUSED or error.ended:
+                    raise
+        return self.session.list_folders()
 
     def _open(self, folder: EmailFolder, status: Status | None = None) -> Status | None:
         """EXAMINE a folder, and begin its window, anew where needed.
@@ -260,6 +295,7 @@ class AccountSync:
             final = folder.high + width >= uidnext - 1
             first = max(1, folder.low, folder.high + 1 - LOOK_BACK)
             uids = self.session.uids(first, None if final else folder.high + width)
+            faults.point("uids-listed")
             if self._renumbered(folder, uids):
                 log.warning("UIDs were given to other mail", account=self.account.uuid)
                 self._restart(folder, seen, folder.generation + 1)
@@ -305,6 +341,30 @@ class AccountSync:
         # What was listed gets a verdict, though the server leaves it out when asked for more.
         self._store(folder, [entries.get(uid) or Fetched(uid=uid) for uid in unknown], "high", edge)
 
+    # Flags
+
+    def _follow_flags(self, flags: Flags, folder: EmailFolder, status: Status | None) -> None:
+        """Look at a folder's flags, and at what is said to have left it."""
+        seen = self._opened_before(folder) or self._open(folder)
+        if seen is None or not seen.messages:
+            return
+        told = replace(seen, modseq=(status and status.modseq) or seen.modseq)
+        gone = flags.look(self.session, folder, told)
+        if gone:
+            self._take_leave(folder, seen, gone)
+
+    def _take_leave(self, folder: EmailFolder, seen: Status, gone: Sequence[int]) -> None:
+        """Write down what has left, once the server does not list it any more."""
+        withheld = folder.proof["withheld"] if folder.proof else 0
+        if withheld or len(gone) > ASKED:
+            self.ledger.save(folder, reconciled_at=None)
+            return
+        listed = self.session.listed(gone)
+        absent = [uid for uid in gone if uid not in listed]
+        if absent:
+            self.ledger.settle(folder, absent=absent, returned=[], left_out=None)
+            self._prove(folder, seen, whole=False)
+
     # Import
 
     def _import(self, folders: Sequence[EmailFolder]) -> None:
@@ -323,6 +383,7 @@ class AccountSync:
         width = self._widths.get(folder.id, WINDOW)
         first = max(1, folder.low - width)
         entries = self._facts(folder, self.session.scan, first, folder.low - 1)
+        faults.point("uids-listed")
         self._widths[folder.id] = _next_width(width, len(entries), seen.messages)
         known = self.ledger.verdicts(folder, first, folder.low - 1) if entries else set()
         unknown = [entry for entry in entries if entry.uid not in known]
@@ -377,6 +438,7 @@ class AccountSync:
             self._commit(folder, Batch(left_out=left_out, copies=copies), {}, imported)
         for number, chosen in enumerate(todo, 1):
             size = sum(entry.size or 0 for entry in chosen)
+            budgets.check_room(self.account)
             budgets.spend(self.account, size, importing=imported)
             batch = self._download(folder, chosen, imported)
             reached = edge if number == len(todo) else chosen[-1].uid or 0
@@ -389,12 +451,11 @@ class AccountSync:
                 self._check_slice()
 
     def _wanted(self, entries: Sequence[Fetched]) -> tuple[list[Fetched], list[int]]:
-        """What the account wants, and UIDs of what arrived before its ``import_since``."""
-        since = self.account.import_since
-        if since is None:
-            return list(entries), []
-        early = [one for one in entries if one.internal_date and one.internal_date < since]
-        uids = {one.uid or 0 for one in early}
+        """What the account wants, and UIDs of what arrived too early for it, or was deleted."""
+        since = self._since
+        uids = self.ledger.buried_uids(entries)
+        if since is not None:
+            uids |= {one.uid or 0 for one in entries if (one.internal_date or since) < since}
         return [one for one in entries if one.uid not in uids], sorted(uids)
 
     def _named_contents(self, entries: Sequence[Fetched]) -> tuple[list[Fetched], list[Copy]]:
@@ -432,7 +493,7 @@ class AccountSync:
         return [entry for entry in entries if entry.uid not in found], copies
 
     def _download(self, folder: EmailFolder, chosen: Sequence[Fetched], imported: bool) -> Batch:
-        downloader = Downloader(self.session, self.settings)
+        downloader = Downloader(self.session, self.settings, self.account.uuid)
         suspected = (folder.id, chosen[0].uid) in self._suspects
         try:
             return downloader.fetch(chosen, in_parts=suspected)

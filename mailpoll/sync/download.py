@@ -4,13 +4,12 @@ A UID whose body does not come gets a reason instead, so that none is passed ove
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .. import spool
+from .. import faults, spool
 from ..imap import Fault, Fetched, ImapError, Part, Session
 from ..models import FetchVerdict
 from ..settings import Settings
@@ -34,6 +33,8 @@ class Body:
     told_size: int | None
     told_date: datetime | None
     email_id: str | None
+    flags: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +109,12 @@ def batches(
 
 
 class Downloader:
-    """Fetches bodies of the session's open folder."""
+    """Fetches bodies of the session's open folder, a mailbox of this account."""
 
-    def __init__(self, session: Session, settings: Settings) -> None:
+    def __init__(self, session: Session, settings: Settings, account_uuid: str) -> None:
         self._session = session
         self._settings = settings
+        self._account_uuid = account_uuid
 
     def fetch(self, entries: Sequence[Fetched], *, in_parts: bool = False) -> Batch:
         """The bodies of a batch, or a reason for each that does not come.
@@ -181,7 +183,7 @@ class Downloader:
         """Download in parts into a file; ends at a short part, whatever size was announced."""
         uid = entry.uid or 0
         digest, size = hashlib.sha256(), 0
-        path = _new_file()
+        path = spool.new_file(self._account_uuid)
         try:
             with path.open("r+b") as file:
                 while True:
@@ -197,6 +199,7 @@ class Downloader:
                     if size > limit:
                         raise ImapError(Fault.REFUSED, f"more than {limit} bytes")
                     if part.last:
+                        faults.point("file-written")
                         return _body(entry, digest.hexdigest(), size, path)
         except BaseException:
             path.unlink(missing_ok=True)
@@ -210,12 +213,5 @@ def _declined(error: ImapError) -> bool:
 
 def _body(entry: Fetched, sha256: str, size: int, source: bytes | Path) -> Body:
     arrived = entry.internal_date or datetime.now(UTC)
-    told = (entry.size, entry.internal_date, entry.email_id)
+    told = (entry.size, entry.internal_date, entry.email_id, entry.flags, entry.labels)
     return Body(entry.uid or 0, arrived, sha256, size, source, *told)
-
-
-def _new_file() -> Path:
-    """An empty file for one large message, readable by its owner only."""
-    path = spool.directory() / os.urandom(16).hex()
-    path.touch(mode=0o600, exist_ok=False)
-    return path

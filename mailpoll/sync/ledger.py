@@ -5,25 +5,40 @@ process may die between any two lines here; the next poll goes on from the last 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import peewee
 import structlog
 from peewee import fn
 
-from .. import database
-from ..blobs import BlobMissing, NewBlob, Storage, StorageType, StoreUnavailable, blob_key
-from ..imap import Folder
+from .. import counters, database, faults
+from ..blobs import (
+    BlobCorrupt,
+    BlobMissing,
+    NewBlob,
+    Storage,
+    StorageType,
+    StoreUnavailable,
+    blob_key,
+)
+from ..imap import Fetched, Folder
 from ..models import (
+    UNSEEN,
     EmailAccount,
     EmailAccountDay,
+    EmailEvent,
     EmailFetchFailure,
+    EmailFlag,
     EmailFolder,
+    EmailHour,
     EmailLeftOut,
     EmailLocation,
     EmailRawMessage,
+    EmailTombstone,
+    EventType,
     FetchVerdict,
 )
 from ..settings import Settings
@@ -48,15 +63,78 @@ INSERT_MESSAGE = database.Statement("""
 """)
 INSERT_LOCATION = database.Statement("""
     INSERT INTO email_locations (folder_id, uidvalidity, generation, uid, server_size,
-        internal_date, seen_at, message_id, message_date)
-    SELECT ?, ?, ?, ?, ?, ?, ?, id, internal_date FROM email_raw_messages WHERE id = ?
+        internal_date, seen_at, flags, labels, message_id, message_date)
+    SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, id, internal_date FROM email_raw_messages WHERE id = ?
     ON CONFLICT DO NOTHING
+""")
+#: The UIDs of a window that messages lie under, as far as is known, from one downward.
+PRESENT = database.Statement("""
+    SELECT uid FROM email_locations
+    WHERE folder_id = ? AND uidvalidity = ? AND generation = ? AND uid <= ?
+        AND expunged_at IS NULL
+    ORDER BY uid DESC LIMIT ?
+""")
+PRESENT_BETWEEN = database.Statement("""
+    SELECT uid FROM email_locations
+    WHERE folder_id = ? AND uidvalidity = ? AND generation = ? AND uid BETWEEN ? AND ?
+        AND expunged_at IS NULL
+    ORDER BY uid
+""")
+FLAGS = database.Statement("""
+    SELECT uid, id, message_id, flags, labels FROM email_locations
+    WHERE folder_id = ? AND uidvalidity = ? AND generation = ? AND uid IN []
+        AND expunged_at IS NULL
+""")
+SET_FLAGS = database.Statement("UPDATE email_locations SET flags = ?, labels = ? WHERE id = ?")
+#: A row of the index of flags, for a place by its UID.
+INSERT_FLAG = database.Statement("""
+    INSERT INTO email_flags (flag, account_id, location_id, folder_id, message_date, message_id)
+    SELECT ?, ?, id, folder_id, message_date, message_id FROM email_locations
+    WHERE folder_id = ? AND uidvalidity = ? AND generation = ? AND uid = ? AND flags IS NOT NULL
+    ON CONFLICT DO NOTHING
+""")
+UNINDEX = database.Statement("DELETE FROM email_flags WHERE location_id IN []")
+#: The flags that messages had at their places, first seen first.
+FLAGS_BEFORE = database.Statement("""
+    SELECT message_id, flags, labels FROM email_locations
+    WHERE message_id IN [] AND flags IS NOT NULL ORDER BY seen_at, id
+""")
+#: Where messages lie and lay: whether still, as far as the folder's present window says.
+PLACES = database.Statement("""
+    SELECT l.message_id, l.folder_id, f.name, l.seen_at,
+        l.expunged_at IS NULL AND f.gone_at IS NULL AND l.uidvalidity = f.uidvalidity
+            AND l.generation = f.generation
+    FROM email_locations l JOIN email_folders f ON f.id = l.folder_id
+    WHERE l.message_id IN [] ORDER BY l.seen_at, l.id
+""")
+#: Those of some messages that the folder is known to hold: the first place found tells, however
+#: many there are. ``PRESENT_HERE`` asks for the same in the folder's present window.
+LISTED_HERE = database.Statement("""
+    SELECT m.id FROM email_raw_messages m WHERE EXISTS (
+        SELECT 1 FROM email_locations l
+        WHERE l.message_id = m.id AND l.folder_id = ? AND l.expunged_at IS NULL
+    ) AND m.id IN []
+""")
+PRESENT_HERE = database.Statement("""
+    SELECT m.id FROM email_raw_messages m WHERE EXISTS (
+        SELECT 1 FROM email_locations l
+        WHERE l.message_id = m.id AND l.folder_id = ? AND l.uidvalidity = ? AND l.generation = ?
+            AND l.expunged_at IS NULL
+    ) AND m.id IN []
 """)
 INSERT_LEFT_OUT = database.Statement("""
     INSERT INTO email_left_out (folder_id, uidvalidity, generation, first_uid, last_uid)
     VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """)
 
+#: Which contents retention has deleted by their age: by SHA-256, or by the server's names.
+BURIED = database.Statement(
+    "SELECT sha256 FROM email_tombstones WHERE account_id = ? AND sha256 IN []"
+)
+BURIED_NAMES = database.Statement("""
+    SELECT email_id, MIN(size) FROM email_tombstones WHERE account_id = ? AND email_id IN []
+    GROUP BY email_id HAVING COUNT(*) = 1
+""")
 #: Which contents an account has already.
 KNOWN = database.Statement(
     "SELECT sha256, id FROM email_raw_messages WHERE account_id = ? AND sha256 IN []"
@@ -107,6 +185,7 @@ class Ledger:
         self._settings = settings
         self._announce = announce
         self._renewed = time.monotonic()
+        self._graves: bool | None = None
 
     def keep_lease(self) -> None:
         """Renew the lease while long work has nothing to commit."""
@@ -120,7 +199,7 @@ class Ledger:
     def folders(self, listed: Sequence[Folder]) -> dict[bytes, EmailFolder]:
         """The rows of the listed folders; new ones are made and vanished ones marked."""
         with database.connected():
-            rows = {wire(row): row for row in EmailFolder.of_account(self.account.id)}
+            rows = self._listed_rows()
         new = [folder for folder in listed if folder.wire_name not in rows]
         present = {folder.wire_name for folder in listed}
         changed = [row for name, row in rows.items() if (name in present) != (row.gone_at is None)]
@@ -130,11 +209,17 @@ class Ledger:
                 self._create(new)
                 for row in changed:
                     gone_at = None if wire(row) in present else database.now()
-                    _update(row, {"gone_at": gone_at})
+                    _update(row, {"gone_at": gone_at, "modseq": None, "flags_cursor": None})
+                    _forget_flags(row, row.uidvalidity, row.generation)
                 if new:
-                    found = EmailFolder.of_account(self.account.id)
-                    rows |= {wire(row): row for row in found if wire(row) not in rows}
+                    found = self._listed_rows()
+                    rows |= {name: row for name, row in found.items() if name not in rows}
         return rows
+
+    def _listed_rows(self) -> dict[bytes, EmailFolder]:
+        """The folders that the server has listed; those of imports are none of its own."""
+        found = EmailFolder.of_account(self.account.id)
+        return {wire(row): row for row in found if not row.archived}
 
     def _create(self, new: Sequence[Folder]) -> None:
         rows = [
@@ -184,6 +269,9 @@ class Ledger:
             proof=None,
             complete=False,
             reconciled_at=None,
+            modseq=None,
+            flags_cursor=None,
+            flags_checked_at=None,
         )
 
     def _forget(self, folder: EmailFolder, uidvalidity: int, generation: int) -> dict[str, int]:
@@ -196,6 +284,7 @@ class Ledger:
             self.account.fence(LEASE)
             for table in (EmailFetchFailure, EmailLeftOut):
                 table.delete().where(table.folder == folder.id).execute()
+            _forget_flags(folder, uidvalidity, generation)
             return _counters(folder, uidvalidity, generation)
 
     # Verdicts
@@ -237,27 +326,71 @@ class Ledger:
           how many messages were new.
         """
         try:
-            storage_type = self._put_blobs(batch.bodies)
+            self._leave_out_buried(batch)
+            storage_type = self.put_blobs(batch.bodies)
+            faults.point("blobs-durable")
             with database.transaction():
                 self.account.fence(LEASE)
-                ids, new = self._insert_messages(batch.bodies, storage_type, imported)
-                self._insert_locations(folder, batch.bodies, ids)
+                ids, new = self.insert_messages(batch.bodies, storage_type, imported)
+                self._insert_locations(folder, batch.bodies, ids, new)
                 self._insert_copies(folder, batch.copies)
                 self._record_failures(folder, batch.failures)
                 self._forget_failures(folder, batch)
-                _leave_out(folder, batch.left_out)
+                leave_out(folder, batch.left_out)
                 _update(folder, edge)
+                faults.point("before-commit")
+            faults.point("committed")
         finally:
             for body in batch.bodies:
-                if isinstance(body.source, Path):
-                    body.source.unlink(missing_ok=True)
+                _discard(body)
         self._renewed = time.monotonic()
         if new:
             self._announce(new, imported)
+            faults.point("announced")
         return len(new)
 
-    def _put_blobs(self, bodies: Sequence[Body]) -> str:
-        known = self._known(bodies)
+    def _has_graves(self) -> bool:
+        """Whether anything was deleted by its age; that happens only under the account's lease.
+
+        Not a ``cached_property``: that of Python 3.11 has one lock for all threads, which this one
+        would hold while it waits for the turn, and another, which has the turn, for the lock.
+        """
+        if self._graves is None:
+            mine = EmailTombstone.account == self.account.id
+            with database.connected():
+                self._graves = bool(EmailTombstone.select().where(mine).exists())
+        return self._graves
+
+    def buried_uids(self, entries: Sequence[Fetched]) -> set[int]:
+        """Those whose content was deleted by its age, as far as the server's names tell."""
+        names = {one.email_id: one for one in entries if one.email_id}
+        if not names or not self._has_graves():
+            return set()
+        sizes: dict[str, int] = {}
+        with database.connected():
+            for chunk in peewee.chunked(names, CHUNK):
+                sizes |= dict(BURIED_NAMES.run(self.account.id, list(chunk)).fetchall())
+        return {
+            one.uid
+            for one in entries
+            if one.uid and one.email_id in sizes and one.size == sizes[one.email_id]
+        }
+
+    def _leave_out_buried(self, batch: Batch) -> None:
+        """Take out of a batch what was deleted by its age and has come up again."""
+        if not batch.bodies or not self._has_graves():
+            return
+        digests = list({body.sha256 for body in batch.bodies})
+        with database.connected():
+            rows = BURIED.run(self.account.id, digests).fetchall()
+        buried = {sha256 for (sha256,) in rows}
+        for body in [one for one in batch.bodies if one.sha256 in buried]:
+            batch.bodies.remove(body)
+            batch.left_out.append(body.uid)
+            _discard(body)
+
+    def put_blobs(self, bodies: Sequence[Body]) -> str:
+        known = self.known(bodies)
         fresh = {body.sha256: body for body in bodies if body.sha256 not in known}
         if not fresh:
             return str(self._storage.primary_type)
@@ -267,7 +400,7 @@ class Ledger:
         ]
         return str(self._storage.put(blobs))
 
-    def _known(self, bodies: Sequence[Body]) -> dict[str, int]:
+    def known(self, bodies: Sequence[Body]) -> dict[str, int]:
         """Which of these contents the account has already: SHA-256 to message id."""
         digests = list({body.sha256 for body in bodies})
         if not digests:
@@ -275,14 +408,14 @@ class Ledger:
         with database.connected():
             return dict(KNOWN.run(self.account.id, digests).fetchall())
 
-    def _insert_messages(
+    def insert_messages(
         self, bodies: Sequence[Body], storage_type: str, imported: bool
     ) -> tuple[dict[str, int], list[int]]:
         """Insert what is new and count it by day; tells the ids of all, and of the new ones.
 
         The fence taken before holds the account's row, so nobody else can insert meanwhile.
         """
-        known = self._known(bodies)
+        known = self.known(bodies)
         fresh = {body.sha256: body for body in bodies if body.sha256 not in known}
         if not fresh:
             return known, []
@@ -311,11 +444,16 @@ class Ledger:
             days.setdefault(body.internal_date.date().isoformat(), []).append(body.size)
         for day, sizes in sorted(days.items()):
             EmailAccountDay.add(self.account.id, day, messages=len(sizes), bytes=sum(sizes))
-        new = self._known(list(fresh.values()))
+        EmailHour.add(self.account.id, len(fresh), imported=imported)
+        new = self.known(list(fresh.values()))
         return known | new, sorted(new.values())
 
     def _insert_locations(
-        self, folder: EmailFolder, bodies: Sequence[Body], ids: dict[str, int]
+        self,
+        folder: EmailFolder,
+        bodies: Sequence[Body],
+        ids: dict[str, int],
+        new: Sequence[int],
     ) -> None:
         if not bodies:
             return
@@ -327,17 +465,117 @@ class Ledger:
                 body.told_size,
                 body.told_date and database.timestamp(body.told_date),
                 seen_at,
+                *_flags_json(body.flags, body.labels),
                 ids[body.sha256],
             )
             for body in bodies
         ]
+        told = {ids[body.sha256]: (body.flags, body.labels) for body in bodies}
+        for message_id in new:
+            told.pop(message_id, None)
+        self._tell_located(folder, set(told))
+        self._tell_flags(folder, told)
         self._insert_places(folder, rows, sum(body.size for body in bodies))
+        self._index_flags(folder, {body.uid: body.flags for body in bodies})
+
+    def _tell_located(self, folder: EmailFolder, message_ids: Set[int]) -> None:
+        """Announce that stored messages lie in this folder too, before the places are written.
+
+        A message that lay here under another number has not moved: the server counted anew.
+        """
+        listed = _here(LISTED_HERE, message_ids, folder.id)
+        for message_id, places in _places(message_ids - listed).items():
+            data = {"folder": folder.name}
+            kind = EventType.MESSAGE_LOCATED
+            if places and not any(place.present for place in places):
+                kind, data["from"] = EventType.MESSAGE_MOVED, places[-1].folder
+            EmailEvent.add(kind, self.account.id, message_id, data)
 
     def _insert_places(self, folder: EmailFolder, rows: list[Any], size: int) -> None:
         if INSERT_LOCATION.run_many(rows) == len(rows):
             _update(folder, {"messages": folder.messages + len(rows), "bytes": folder.bytes + size})
         else:  # some were there already
             _update(folder, _counters(folder, folder.uidvalidity, folder.generation))
+
+    # Flags
+
+    def present(self, folder: EmailFolder, uid: int, limit: int) -> list[int]:
+        """The highest UIDs of known messages up to one, ascending."""
+        with database.connected():
+            rows = PRESENT.run(*_generation(folder), uid, limit).fetchall()
+        return [uid for (uid,) in reversed(rows)]
+
+    def present_between(self, folder: EmailFolder, first: int, last: int) -> list[int]:
+        """The UIDs of known messages in a range, ascending."""
+        with database.connected():
+            rows = PRESENT_BETWEEN.run(*_generation(folder), first, last).fetchall()
+        return [uid for (uid,) in rows]
+
+    def note_flags(self, folder: EmailFolder, entries: Mapping[int, Fetched]) -> None:
+        """Write down and announce the flags that differ from those that are known.
+
+        What is seen for the first time is no change, and announced by nobody.
+        """
+        told = {uid: one for uid, one in entries.items() if one.flags is not None}
+        for chunk in _chunks(sorted(told)):
+            with database.connected():
+                rows = FLAGS.run(*_generation(folder), list(chunk)).fetchall()
+            known = (_Flagged.of(row) for row in rows)
+            changed = [one for one in known if one.differs(told[one.uid])]
+            if changed:
+                with database.transaction(durable=False):
+                    self.account.fence(LEASE)
+                    self._change_flags(folder, changed, told)
+                self._renewed = time.monotonic()
+
+    def _change_flags(
+        self, folder: EmailFolder, changed: Sequence["_Flagged"], told: Mapping[int, Fetched]
+    ) -> None:
+        now = [(one, told[one.uid].flags or (), told[one.uid].labels) for one in changed]
+        SET_FLAGS.run_many(
+            [
+                (*_flags_json(flags, one.labels if labels is None else labels), one.id)
+                for one, flags, labels in now
+            ]
+        )
+        UNINDEX.run([one.id for one in changed])
+        self._index_flags(folder, {one.uid: flags for one, flags, _ in now})
+        EmailEvent.add_many(
+            [
+                (
+                    EventType.MESSAGE_FLAGS,
+                    self.account.id,
+                    one.message_id,
+                    _difference(folder, one.flags, flags, one.labels, labels),
+                )
+                for one, flags, labels in now
+                if one.flags is not None
+            ]
+        )
+
+    def _tell_flags(self, folder: EmailFolder, told: Mapping[int, "_Told"]) -> None:
+        """Announce flags of known messages that are others at a new place, before it is written."""
+        wanted = [message_id for message_id, (flags, _) in told.items() if flags is not None]
+        for chunk in _chunks(wanted):
+            before = {row[0]: row[1:] for row in FLAGS_BEFORE.run(list(chunk)).fetchall()}
+            for message_id, (flags, labels) in before.items():
+                old, new = _from_json(flags) or (), told[message_id][0] or ()
+                if set(old) != set(new):
+                    pair = (_from_json(labels), told[message_id][1])
+                    data = _difference(folder, old, new, *pair)
+                    EmailEvent.add(EventType.MESSAGE_FLAGS, self.account.id, message_id, data)
+
+    def _index_flags(
+        self, folder: EmailFolder, flags: Mapping[int, tuple[str, ...] | None]
+    ) -> None:
+        INSERT_FLAG.run_many(
+            [
+                (flag, self.account.id, *_generation(folder), uid)
+                for uid, told in flags.items()
+                if told is not None
+                for flag in indexed(told)
+            ]
+        )
 
     def stored_as(self, email_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Contents that are stored by the server's name for them: to (message id, size).
@@ -379,7 +617,7 @@ class Ledger:
             kind = StorageType(message.storage_type)
             with self._storage.open(message.storage_key, kind) as stream:
                 return stream.read(len(start)) == start
-        except (BlobMissing, StoreUnavailable):
+        except (BlobMissing, BlobCorrupt, StoreUnavailable):
             return False
 
     def _insert_copies(self, folder: EmailFolder, copies: Sequence[Copy]) -> None:
@@ -393,11 +631,16 @@ class Ledger:
                 copy.entry.size,
                 copy.entry.internal_date and database.timestamp(copy.entry.internal_date),
                 seen_at,
+                *_flags_json(copy.entry.flags, copy.entry.labels),
                 copy.message_id,
             )
             for copy in copies
         ]
+        told = {copy.message_id: (copy.entry.flags, copy.entry.labels) for copy in copies}
+        self._tell_located(folder, set(told))
+        self._tell_flags(folder, told)
         self._insert_places(folder, rows, sum(copy.size for copy in copies))
+        self._index_flags(folder, {copy.entry.uid or 0: copy.entry.flags for copy in copies})
 
     def _record_failures(self, folder: EmailFolder, failures: Sequence[Failure]) -> None:
         table = EmailFetchFailure
@@ -417,6 +660,8 @@ class Ledger:
             row.next_attempt_at = _next_attempt(moment, row.attempts)
             if row.verdict == FetchVerdict.WAITING and row.attempts >= FETCH_ATTEMPTS:
                 row.verdict = FetchVerdict.UNREADABLE
+            if row.verdict == FetchVerdict.TOO_LARGE and row.attempts == 1:
+                counters.add("too_large")
             row.save()
             log.warning(
                 "message not fetched",
@@ -429,6 +674,7 @@ class Ledger:
 
     def _forget_failures(self, folder: EmailFolder, batch: Batch) -> None:
         uids = [body.uid for body in batch.bodies] + [copy.entry.uid or 0 for copy in batch.copies]
+        uids += batch.left_out
         for chunk in _chunks(uids):
             FORGET_FAILURES.run(*_generation(folder), list(chunk))
 
@@ -456,7 +702,7 @@ class Ledger:
                 self._mark(folder, chunk, None, FetchVerdict.WAITING)
             if left_out is not None:
                 EmailLeftOut.delete().where(_of(EmailLeftOut, folder)).execute()
-                _leave_out(folder, left_out)
+                leave_out(folder, left_out)
 
     def _mark(
         self,
@@ -466,20 +712,147 @@ class Ledger:
         verdict: FetchVerdict,
     ) -> None:
         place, failure = EmailLocation, EmailFetchFailure
-        changed = (
-            place.update(expunged_at=expunged_at)
-            .where(
-                _of(place, folder),
-                place.uid.in_(uids),
-                place.expunged_at.is_null(expunged_at is not None),
-            )
-            .execute()
+        marked = (
+            _of(place, folder)
+            & place.uid.in_(uids)
+            & place.expunged_at.is_null(expunged_at is not None)
         )
+        found = place.select(place.message, place.id, place.uid, place.flags).where(marked)
+        rows = list(found.tuples())
+        messages = {row[0] for row in rows}
+        if expunged_at is None:
+            self._tell_located(folder, messages)
+            self._index_flags(folder, {uid: flags for _, _, uid, flags in rows})
+        else:
+            UNINDEX.run([row_id for _, row_id, _, flags in rows if flags is not None])
+        changed = place.update(expunged_at=expunged_at).where(marked).execute()
+        if expunged_at is not None:
+            self._tell_expunged(folder, messages)
         expunged = folder.expunged + (changed if expunged_at else -changed)
         _update(folder, {"expunged": expunged})
         failure.update(verdict=verdict, next_attempt_at=database.now()).where(
             _of(failure, folder), failure.uid.in_(uids)
         ).execute()
+
+    def _tell_expunged(self, folder: EmailFolder, message_ids: Set[int]) -> None:
+        """Announce that messages lie in this folder no longer; moved, if they came up elsewhere."""
+        # There may be another copy in the folder.
+        present = _here(PRESENT_HERE, message_ids, *_generation(folder))
+        for message_id, places in _places(message_ids - present).items():
+            here = [place for place in places if place.folder_id == folder.id]
+            later = [p for p in places if p.present and p.seen_at >= here[0].seen_at]
+            data = {"folder": folder.name}
+            kind = EventType.MESSAGE_EXPUNGED
+            if later:
+                kind, data = (
+                    EventType.MESSAGE_MOVED,
+                    {"folder": later[-1].folder, "from": folder.name},
+                )
+            EmailEvent.add(kind, self.account.id, message_id, data)
+
+
+#: The flags and labels that a server told; ``None``: it told none.
+_Told = tuple[tuple[str, ...] | None, tuple[str, ...] | None]
+
+
+class _Flagged(NamedTuple):
+    """A place, and the flags that it had when they were last looked at."""
+
+    uid: int
+    id: int
+    message_id: int
+    flags: tuple[str, ...] | None
+    labels: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, row: Any) -> "_Flagged":
+        uid, row_id, message_id, flags, labels = row
+        return cls(uid, row_id, message_id, _from_json(flags), _from_json(labels))
+
+    def differs(self, told: Fetched) -> bool:
+        labels = told.labels is not None and told.labels != self.labels
+        return told.flags != self.flags or labels
+
+
+def indexed(flags: Sequence[str]) -> set[str]:
+    """What finds a place with these flags."""
+    found = {flag.lower() for flag in flags}
+    return found if "\\seen" in found else found | {UNSEEN}
+
+
+def _from_json(value: Any) -> tuple[str, ...] | None:
+    loaded = EmailLocation.flags.python_value(value)
+    return None if loaded is None else tuple(loaded)
+
+
+def _flags_json(
+    flags: tuple[str, ...] | None, labels: tuple[str, ...] | None
+) -> tuple[str | None, str | None]:
+    flags_json, labels_json = (
+        None if one is None else database.json(one) for one in (flags, labels)
+    )
+    return flags_json, labels_json
+
+
+def _difference(
+    folder: EmailFolder,
+    old: tuple[str, ...] | None,
+    new: tuple[str, ...],
+    old_labels: tuple[str, ...] | None,
+    new_labels: tuple[str, ...] | None,
+) -> dict[str, Any]:
+    """What an event tells of changed flags, and of labels where there are any."""
+    was = set(old or ())
+    data = {
+        "folder": folder.name,
+        "flags": list(new),
+        "added": [flag for flag in new if flag not in was],
+        "removed": sorted(was.difference(new)),
+    }
+    if new_labels is not None:
+        before = set(old_labels or ())
+        data["labels_added"] = [label for label in new_labels if label not in before]
+        data["labels_removed"] = sorted(before.difference(new_labels))
+    return data
+
+
+def _forget_flags(folder: EmailFolder, uidvalidity: int | None, generation: int) -> None:
+    """Let no message be found by flags of a folder, and those of a window be as if never seen."""
+    if not EmailFlag.delete().where(EmailFlag.folder == folder.id).execute():
+        return
+    place = EmailLocation
+    place.update(flags=None, labels=None).where(
+        place.folder == folder.id,
+        place.uidvalidity == uidvalidity,
+        place.generation == generation,
+    ).execute()
+
+
+class _Place(NamedTuple):
+    """Where a message lies or lay, and whether it is still there."""
+
+    folder_id: int
+    folder: str
+    seen_at: Any
+    present: bool
+
+
+def _here(statement: database.Statement, message_ids: Set[int], *place: int) -> set[int]:
+    """Those of some messages that ``statement`` finds in a folder."""
+    return {
+        message_id
+        for chunk in _chunks(sorted(message_ids))
+        for (message_id,) in statement.run(*place, list(chunk)).fetchall()
+    }
+
+
+def _places(message_ids: Set[int]) -> dict[int, list[_Place]]:
+    """The places of stored messages, first seen first."""
+    found: dict[int, list[_Place]] = {message_id: [] for message_id in sorted(message_ids)}
+    for chunk in _chunks(list(found)):
+        for message_id, *place in PLACES.run(list(chunk)).fetchall():
+            found[message_id].append(_Place(*place))
+    return found
 
 
 def known_uids(folder: EmailFolder, first: int, last: int) -> tuple[set[int], set[int], set[int]]:
@@ -523,6 +896,12 @@ def counts(folder: EmailFolder) -> dict[str, int]:
     return found
 
 
+def _discard(body: Body) -> None:
+    """Remove the file of a large message."""
+    if isinstance(body.source, Path):
+        body.source.unlink(missing_ok=True)
+
+
 def _generation(folder: EmailFolder) -> tuple[int, int, int]:
     return folder.id, folder.uidvalidity, folder.generation
 
@@ -560,7 +939,8 @@ def _runs(folder: EmailFolder, first: int, last: int) -> list[tuple[int, int]]:
     return RUNS.run(*_generation(folder), last, first).fetchall()
 
 
-def _leave_out(folder: EmailFolder, uids: Sequence[int]) -> None:
+def leave_out(folder: EmailFolder, uids: Sequence[int]) -> None:
+    """Note UIDs that the account does not want, in the caller's transaction."""
     runs: list[list[int]] = []
     for uid in sorted(uids):
         if runs and uid == runs[-1][1] + 1:

@@ -120,6 +120,12 @@ def complete(proof: dict[str, Any] | None) -> bool:
     )
 
 
+def short(folder: EmailFolder) -> bool:
+    """Whether the server counts fewer messages than are written down: some have left."""
+    known = folder.high is not None and folder.imported and folder.proof
+    return bool(known and unexplained(folder.proof) < 0)
+
+
 def due(folder: EmailFolder, moment: datetime) -> bool:
     """Whether the server's whole list is to be compared again."""
     if folder.high is None or not folder.imported or not folder.proof:
