@@ -1,0 +1,34 @@
+"""Tell webhooks of events: an actor for each endpoint that has a turn."""
+
+import dramatiq
+import redis
+import structlog
+
+from .. import webhooks
+from ..broker import WEBHOOKS
+
+log = structlog.get_logger()
+
+#: Seconds that an endpoint has a thread before others get it.
+TURN = 5.0
+
+
+@dramatiq.actor(queue_name=WEBHOOKS, max_retries=0)
+def deliver_events(endpoint_id: int) -> None:
+    """Deliver what there is for an endpoint, and come again for the rest.
+
+    Whoever finds the endpoint taken leaves: those that have it look for news once more before they
+    give it back, and the sweep finds what slipped through.
+    """
+    pause = webhooks.deliver(endpoint_id, TURN)
+    if pause is not None:
+        deliver_events.send_with_options(args=(endpoint_id,), delay=int(pause * 1_000) or None)
+
+
+def begin_deliveries() -> None:
+    """Give every endpoint a turn if there are events that nobody has seen yet."""
+    told = [(deliver_events.message(one), None) for one in webhooks.to_tell()]
+    try:
+        deliver_events.broker.enqueue_all(told)
+    except redis.RedisError as error:
+        log.warning("webhooks not begun; the sweep will", error=type(error).__name__)

@@ -1,0 +1,70 @@
+"""Tells consumers in other processes at once that a queue has got something (Redis pub/sub).
+
+A bell that is not heard loses nothing: consumers look at their queues every second all the same.
+"""
+
+import threading
+import time
+from collections import defaultdict
+from typing import Any
+
+import redis
+
+#: Seconds after which the listener looks whether anybody still wants to hear, and tries again to
+#: reach a Redis that is away.
+PAUSE = 1.0
+
+
+class Bell:
+    """One for each broker; a thread listens while there are consumers.
+
+    Parameters:
+      client: also of a fork: nothing is connected before ``hear``.
+    """
+
+    def __init__(self, client: "redis.Redis[bytes]", namespace: str) -> None:
+        self._client = client
+        # Databases of one Redis share their channels.
+        database = client.connection_pool.connection_kwargs.get("db", 0)
+        self.channel = f"{namespace}:news:{database}"
+        self._rung: dict[str, threading.Event] = defaultdict(threading.Event)
+        self._lock = threading.Lock()
+        self._hearers = 0
+        self._listens = False
+
+    def ring(self, client: Any, queue: str) -> None:
+        """Say that a queue has got something; ``client`` may be a pipeline."""
+        client.publish(self.channel, queue)
+
+    def hear(self, queue: str) -> threading.Event:
+        """What is set from now on whenever the queue gets something, until ``leave``."""
+        with self._lock:
+            self._hearers += 1
+            if not self._listens:
+                self._listens = True
+                threading.Thread(target=self._listen, name="bell", daemon=True).start()
+        return self._rung[queue]
+
+    def leave(self) -> None:
+        with self._lock:
+            self._hearers -= 1
+
+    def _listen(self) -> None:
+        while self._wanted():
+            try:
+                with self._client.pubsub(ignore_subscribe_messages=True) as words:
+                    words.subscribe(self.channel)
+                    while self._wanted():
+                        self._hear_one(words)
+            except (redis.RedisError, OSError):
+                time.sleep(PAUSE)  # the consumers say so in the log
+
+    def _hear_one(self, words: Any) -> None:
+        message = words.get_message(timeout=PAUSE)
+        if message is not None:
+            self._rung[message["data"].decode("ascii", "replace")].set()
+
+    def _wanted(self) -> bool:
+        with self._lock:
+            self._listens = self._hearers > 0
+            return self._listens
