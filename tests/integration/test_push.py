@@ -1,0 +1,239 @@
+"""Push: the server tells of news, and the mail is there a moment later."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from imapclient import IMAPClient
+
+from mailpoll import accounts, database, watcher
+from mailpoll.actors.poll import poll
+from mailpoll.actors.schedule import schedule_polls
+from mailpoll.models import EmailAccount
+from mailpoll.watcher import Watcher
+from tests.integration.queue_entries import entries
+from tests.integration.rows import account_row
+from tests.integration.scripted import add
+from tests.integration.system import System, message, wait_until
+from tests.servers.scripted_imap import Rule, ScriptedImap
+
+
+@contextmanager
+def watching() -> Iterator[Watcher]:
+    """A watcher in a thread of this process."""
+    one = Watcher()
+    thread = threading.Thread(target=one.run)
+    thread.start()
+    try:
+        yield one
+    finally:
+        one.stop()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def imported(system: System, address: str, **fields: Any) -> str:
+    """An account that asks for push, with its import done."""
+    system.dovecot.deliver(address, message("old"))
+    account = system.add_account(address, push=True, **fields)
+    system.poll_and_process(account)
+    return account
+
+
+def subjects(system: System, account: str) -> set[str]:
+    return {item["subject"] for item in system.messages(account)}
+
+
+def watched(system: System, *ids: str) -> Callable[[], bool]:
+    return lambda: all(system.get(f"/admin/email-accounts/{one}")["watched"] for one in ids)
+
+
+@pytest.mark.queue
+def test_new_mail_comes_without_waiting_for_a_poll(system: System, address: str) -> None:
+    account = imported(system, address)
+    with watching(), system.workers():
+        wait_until(watched(system, account))
+        for number in range(3):
+            system.dovecot.deliver(address, message(f"pushed {number}"))
+            wait_until(lambda: f"pushed {number}" in subjects(system, account))  # noqa: B023
+
+
+def test_news_of_any_folder_come_where_the_server_has_notify(system: System, address: str) -> None:
+    system.dovecot.deliver(address, message("filed"), folder="Lists")
+    account = imported(system, address)
+    with watching(), system.workers():
+        wait_until(watched(system, account))
+        # As a mail program files it: Dovecot's list index does not hear of files that just appear.
+        with IMAPClient("127.0.0.1", system.dovecot.imap_port, ssl=False) as client:
+            client.login(address, system.dovecot.password)
+            client.append("Lists", message("pushed"))
+        wait_until(lambda: "pushed" in subjects(system, account))
+
+
+def test_mail_that_came_before_the_watch_began_is_fetched_when_it_begins(
+    system: System, address: str
+) -> None:
+    account = imported(system, address)
+    system.dovecot.deliver(address, message("meanwhile"))
+    with watching(), system.workers():
+        wait_until(lambda: "meanwhile" in subjects(system, account))
+
+
+def test_a_mailbox_without_news_is_not_polled_when_its_watch_begins(
+    system: System, address: str
+) -> None:
+    account = imported(system, address)
+    before = account_row(account).lease_token
+    with watching(), system.workers():
+        wait_until(watched(system, account))
+        time.sleep(1)
+        assert account_row(account).lease_token == before
+
+
+def test_a_watched_account_is_polled_seldom_and_soon_when_its_watch_ends(
+    system: System, address: str
+) -> None:
+    account = imported(system, address)
+    with watching():
+        wait_until(watched(system, account))
+        poll(account_row(account).id, None)
+        ahead = account_row(account).next_poll_at - database.now()
+        assert timedelta(minutes=14) < ahead <= timedelta(minutes=15)
+    row = account_row(account)
+    assert row.next_poll_at <= database.now()
+    assert (row.watcher, row.watch_interval) == (None, None)
+
+
+@pytest.mark.parametrize("how", ["pause", "delete", "push off"])
+def test_an_account_that_is_paused_deleted_or_wants_no_push_is_let_go(
+    system: System, address: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "KEEP", 0.2)
+    account = imported(system, address)
+    with watching() as one:
+        wait_until(lambda: one.watching == 1)
+        path = f"/admin/email-accounts/{account}"
+        if how == "pause":
+            system.post(f"{path}/pause")
+        elif how == "delete":
+            assert system.api.simulate_delete(path).status_code == 202
+        else:
+            answer = system.api.simulate_patch(path, json={"push": False})
+            assert answer.status_code == 200, answer.text
+        wait_until(lambda: one.watching == 0)
+
+
+def test_two_watchers_share_accounts_and_each_has_its_own(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "PAGE", 2)
+    monkeypatch.setattr(watcher, "KEEP", 0.2)
+    ids = [imported(system, f"{n}-{address}") for n in range(4)]
+    limit = {"watcher_connections": 2}
+    with watching() as first, watching() as second:
+        for one in (first, second):
+            one._settings = one._settings.model_copy(update=limit)
+        wait_until(watched(system, *ids))
+        owners = {account_row(one).watcher for one in ids}
+        assert owners <= {first.name, second.name}
+        assert first.watching + second.watching == 4
+
+
+def test_accounts_of_a_watcher_that_was_killed_are_taken_over_and_nothing_is_missed(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "KEEP", 0.2)
+    account = imported(system, address)
+    # Given a watcher in a process of its own
+    process = subprocess.Popen([sys.executable, "-m", "mailpoll", "watcher"], env=dict(os.environ))
+    wait_until(watched(system, account))
+    # When it is killed, and mail comes while nobody watches
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    system.dovecot.deliver(address, message("while nobody watched"))
+    with watching() as other, system.workers():
+        time.sleep(1)
+        assert other.watching == 0  # the claim of the dead one holds for a while
+        with database.transaction():
+            EmailAccount.update(watched_until=database.now()).execute()
+        wait_until(lambda: "while nobody watched" in subjects(system, account))
+        assert other.watching == 1
+
+
+def test_without_any_watcher_a_tick_gives_accounts_their_own_interval_back(
+    system: System, address: str
+) -> None:
+    account = imported(system, address)
+    with database.transaction():
+        moment = database.now()
+        EmailAccount.update(
+            watcher="dead",
+            watched_until=moment - timedelta(seconds=1),
+            watch_interval=900,
+            next_poll_at=moment + timedelta(seconds=800),
+        ).execute()
+    schedule_polls.fn()
+    row = account_row(account)
+    assert row.watch_interval is None
+    assert row.queued_until is not None
+
+
+def test_a_server_without_idle_is_polled_and_the_account_says_why(scripted: System) -> None:
+    with ScriptedImap(messages={1: message("a")}) as server:
+        account = add(server, push=True)
+        with watching() as one:
+            wait_until(lambda: account_row(account.uuid).watch_error)
+            assert one.watching == 0
+    row = account_row(account.uuid)
+    assert "no IDLE" in row.watch_error
+    assert row.watch_interval is None
+
+
+def test_a_connection_that_went_silent_is_found_and_replaced(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "ANSWER", 0.5)
+    monkeypatch.setattr(watcher, "BACKOFF", 0.2)
+    with ScriptedImap(messages={1: message("a")}, capabilities=b"IMAP4rev1 IDLE") as server:
+        # The first IDLE is never answered, as through a connection that is half open.
+        server.rules = [Rule(r"IDLE", b"", times=1), Rule(r"IDLE", b"+ idling\r\n")]
+        account = add(server, push=True)
+        with watching() as one:
+            wait_until(lambda: account_row(account.uuid).watch_error)
+            assert "does not answer" in account_row(account.uuid).watch_error
+            wait_until(lambda: one.watching == 1)
+
+
+def test_news_that_come_while_the_account_is_being_polled_lead_to_another_poll(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedImap(messages={1: message("a")}) as server:
+        account = add(server)
+        asked: list[int] = []
+
+        def news(line: bytes) -> None:
+            asked.append(1)
+            time.sleep(0.01)
+            EmailAccount.expect_polls([account.id])
+
+        monkeypatch.setattr(accounts, "login_of", _telling(accounts.login_of, news))
+        poll(account.id, None)
+        assert asked
+        found = [entry for entry in entries(scripted, "poll") if entry.args[0] == account.id]
+        assert found
+
+
+def _telling(real: Callable[..., Any], call: Callable[[bytes], None]) -> Callable[..., Any]:
+    def login_of(account: EmailAccount) -> Any:
+        call(b"")
+        return real(account)
+
+    return login_of
