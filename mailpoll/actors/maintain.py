@@ -1,8 +1,9 @@
-"""Every minute: enqueue what was left behind, and move fallen-back blobs to the object store."""
+"""Housekeeping: enqueue what was left behind, move, read back and forget what is due."""
 
 import itertools
 import random
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import dramatiq
@@ -10,12 +11,41 @@ import structlog
 from peewee import Tuple
 from periodiq import cron
 
-from .. import database, runtime
+from .. import (
+    audit,
+    counters,
+    database,
+    events,
+    faults,
+    receipts,
+    retention,
+    runtime,
+    search,
+    webhooks,
+)
+from .. import scrub as scrubbing
+from ..archives import jobs as jobs_of_exports
 from ..blobs import BlobCorrupt, BlobMissing, StorageType, StoreUnavailable
 from ..broker import IMPORT, MAINTENANCE, PROCESS, Queued
-from ..models import LOCAL, EmailAttachment, EmailJob, EmailRawMessage, JobState
+from ..crypto import DataKeyError
+from ..fsck import stored
+from ..fsck.findings import Outcome
+from ..models import (
+    LOCAL,
+    EmailAccount,
+    EmailAttachment,
+    EmailExportPart,
+    EmailHour,
+    EmailJob,
+    EmailRawMessage,
+    JobState,
+    Mark,
+    MarkName,
+)
 from ..settings import settings
 from .delete import delete_account
+from .export import make_export
+from .notify import deliver_events
 from .process import exhausted, give_up, import_messages, process_message
 
 log = structlog.get_logger()
@@ -26,22 +56,29 @@ SWEEP = 1_000
 BUSY = {PROCESS: 1_000, IMPORT: 50}
 #: Milliseconds over which messages are spread that may have killed workers.
 SUSPECTS = 5_000
+#: How long the figures of an hour are kept.
+HOURS_KEPT = timedelta(days=8)
 #: Blobs moved in one page.
 PAGE = 100
 #: The index of rows whose blobs are in local files is sorted by account and this. In the order of
 #: their ids, the whole table would be read for the few of them.
-SORTED_BY = {EmailRawMessage: EmailRawMessage.id, EmailAttachment: EmailAttachment.sha256}
+SORTED_BY = {
+    EmailRawMessage: EmailRawMessage.id,
+    EmailAttachment: EmailAttachment.sha256,
+    EmailExportPart: EmailExportPart.id,
+}
 
 
 @dramatiq.actor(queue_name=MAINTENANCE, priority=-5, periodic=cron("* * * * *"))
 def sweep() -> None:
-    """Enqueue stored messages and running jobs that nothing works on any more.
+    """Enqueue stored messages, running jobs and webhooks that nothing works on any more.
 
     A row with status ``stored`` is the outbox entry; this makes up for every message that Redis,
     a worker or a dashboard lost. A queue with a long backlog is busy, not lost, and left alone.
     """
     new, old = _lost(PROCESS, imported=False), _lost(IMPORT, imported=True)
     if new or old:
+        counters.add("sweeper_reenqueued", len(new) + len(old))
         EmailRawMessage.postpone([row.id for row in (*new, *old)], settings().sweep_after)
         log.info("swept", messages=len(new) + len(old))
     messages: list[Queued] = [(process_message.message(row.id), _spread(row)) for row in new]
@@ -53,8 +90,21 @@ def sweep() -> None:
             EmailJob.lease_until.is_null() | (EmailJob.lease_until <= database.now()),
         )
         messages += [(delete_account.message(job.id), None) for job in jobs]
+    messages += [(make_export.message(one), None) for one in jobs_of_exports.running(SWEEP)]
+    messages += [(deliver_events.message(one), None) for one in webhooks.behind()]
     if messages:
         sweep.broker.enqueue_all(messages)
+    receipts.forget_old()
+
+
+@dramatiq.actor(queue_name=MAINTENANCE, priority=20, periodic=cron("17 * * * *"))
+def forget_events() -> None:
+    """Remove events and deliveries that are older than they are kept."""
+    config = settings()
+    removed = events.forget(config.event_days, webhooks.received())
+    webhooks.forget(config.webhook_log_days)
+    if removed:
+        log.info("old events removed", events=removed)
 
 
 def _lost(queue: str, *, imported: bool) -> list[EmailRawMessage]:
@@ -105,7 +155,10 @@ def drain_fallback() -> None:
     removed any more would be left for ever.) Who reads a row meanwhile finds the blob all the same.
     """
     storage = runtime.storage()
-    if not storage.has_object_store or storage.circuit_open:
+    if not storage.has_object_store:
+        return
+    events.note_storage(fallen_back=_any_local())
+    if storage.circuit_open:
         return
     moved = 0
     for row in itertools.chain.from_iterable(map(local_blobs, SORTED_BY)):
@@ -113,10 +166,74 @@ def drain_fallback() -> None:
             if not _move(row.account_id, row.storage_key, row.size, row.sha256):
                 return
             moved += 1
-        except (BlobMissing, BlobCorrupt) as error:
+        except (BlobMissing, BlobCorrupt, DataKeyError) as error:
             log.error("blob cannot be moved", key=row.storage_key, error=str(error))
+    events.note_storage(fallen_back=_any_local())
     if moved:
         log.info("moved to the object store", blobs=moved)
+
+
+@dramatiq.actor(
+    queue_name=MAINTENANCE,
+    priority=20,
+    periodic=cron("37 * * * *"),
+    max_retries=0,
+    time_limit=600_000,
+)
+def clear_fallback() -> None:
+    """Remove local copies of what the object store has: their poll died before its commit.
+
+    The mail came again, and then the store took it. No row leads to the first copy.
+    """
+    storage = runtime.storage()
+    if not storage.has_fallback or storage.circuit_open:
+        return
+    removed = 0
+    try:
+        for uuid in storage.stores[StorageType.LOCAL].accounts():
+            removed += _clear(uuid)
+    except StoreUnavailable as error:
+        log.info("copies left in local files stay: the store is away", error=str(error))
+    if removed:
+        log.info("copies left in local files removed", blobs=removed)
+
+
+def _clear(uuid: str) -> int:
+    with database.connected():
+        account = EmailAccount.visible().where(EmailAccount.uuid == uuid).first()
+    if account is None:
+        return 0  # it is being deleted, or is a matter for fsck
+    mended = [one.mend(account) for one in stored.left_behind(account) if one.mend]
+    return sum(repair.outcome is Outcome.REPAIRED for repair in mended)
+
+
+def _any_local() -> bool:
+    with database.connected():
+        return any(table.select().where(LOCAL).exists() for table in SORTED_BY)
+
+
+@dramatiq.actor(
+    queue_name=MAINTENANCE,
+    priority=20,
+    periodic=cron("* * * * *"),
+    max_retries=0,
+    time_limit=600_000,
+)
+def scrub() -> None:
+    """Read back and hash a few more of all stored blobs, and heal what is damaged."""
+    scrubbing.run()
+
+
+@dramatiq.actor(
+    queue_name=MAINTENANCE,
+    priority=20,
+    periodic=cron("*/5 * * * *"),
+    max_retries=0,
+    time_limit=600_000,
+)
+def retain() -> None:
+    """Delete the mail whose time is over, a bounded share of it."""
+    retention.run()
 
 
 def local_blobs(table: Any) -> Iterator[Any]:
@@ -145,12 +262,54 @@ def _move(account_id: int, key: str, size: int, sha256: str) -> bool:
     storage = runtime.storage()
     if not storage.move_to_primary(key, size, sha256):
         return False
+    faults.point("copied")
     storage.delete([key], StorageType.LOCAL)
+    faults.point("local-removed")
+    moved = 0
     with database.transaction():
-        for table in (EmailRawMessage, EmailAttachment):
-            table.update(storage_type=StorageType.OSS).where(
-                table.account == account_id,
-                table.sha256 == sha256,
-                table.storage_type == StorageType.LOCAL,
-            ).execute()
+        for table in SORTED_BY:
+            moved += (
+                table.update(storage_type=StorageType.OSS)
+                .where(
+                    table.account == account_id,
+                    table.sha256 == sha256,
+                    table.storage_type == StorageType.LOCAL,
+                )
+                .execute()
+            )
+        doomed = not moved and retention.doom(account_id, sha256)
+    if doomed:
+        log.info("moved what was being deleted", key=key)
+    faults.point("moved")
     return True
+
+
+@dramatiq.actor(
+    queue_name=MAINTENANCE,
+    priority=20,
+    periodic=cron("43 3 * * *"),
+    max_retries=0,
+    time_limit=3_600_000,
+)
+def erase_words() -> None:
+    """Let the words of mail that retention has deleted go from the search index for good.
+
+    Once a day, as it rewrites the index. The deletion of an account does it by itself.
+    """
+    mark = Mark.all().get(MarkName.WORDS_LEFT)
+    if mark is None or not mark.value:
+        return
+    parts = sum(1 for _ in search.erase())
+    log.info("words of deleted mail erased", parts=parts)
+    with database.transaction():
+        # Unless more was deleted meanwhile.
+        Mark.update(value=0).where(Mark.name == mark.name, Mark.at == mark.at).execute()
+
+
+@dramatiq.actor(queue_name=MAINTENANCE, priority=10, periodic=cron("7 * * * *"))
+def prune_audit() -> None:
+    """Remove audit events that are older than they are to be kept, and figures of old hours."""
+    EmailHour.forget(database.now() - HOURS_KEPT)
+    removed = audit.prune(settings().audit_days)
+    if removed:
+        log.info("old audit events removed", events=removed)

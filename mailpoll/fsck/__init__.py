@@ -6,17 +6,27 @@ conditional, can be done twice, and hold the account's lease, so that pollers an
 """
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from .. import accounts, database
 from ..blobs import StoreUnavailable
-from ..crypto import DecryptionError
+from ..crypto import DataKeyError, DecryptionError
 from ..imap import ImapError
-from ..models import EmailAccount, LeaseLost
+from ..models import EmailAccount, EmailEvent, EventType, LeaseLost, Mark, MarkName
 from . import rows, server, stored
 from .findings import MEANING, Difference, Kind, Outcome, Repair, Tally
 
-__all__ = ["MEANING", "Difference", "Kind", "Outcome", "Tally", "check"]
+__all__ = [
+    "MEANING",
+    "Difference",
+    "Kind",
+    "Outcome",
+    "Repair",
+    "Tally",
+    "check",
+    "repair_one",
+]
 
 #: Seconds that a repair waits for a poll to give the account's lease back.
 PATIENCE = 60.0
@@ -38,14 +48,36 @@ def check(
       offline: ask no mail server.
       contents: fetch all mail again and compare its bytes with what is stored.
     """
+    found: Counter[tuple[int | None, Kind]] = Counter()
     for difference in _differences(account, tally, offline=offline, contents=contents):
         if difference.account and not _there(difference.account):
             continue  # it is being deleted, row by row
         if repair and difference.mend:
-            done = _repair(difference)
+            done = repair_one(difference, PATIENCE)
             difference.outcome, difference.reason = done.outcome, done.reason
         tally.add(difference)
+        if difference.outcome in (Outcome.FOUND, Outcome.LEFT, Outcome.LOST):
+            found[difference.account.id if difference.account else None, difference.kind] += 1
         yield difference
+    _announce(found)
+    if account is None:
+        _note(tally)
+
+
+def _announce(found: Mapping[tuple[int | None, Kind], int]) -> None:
+    """Tell readers of events of what was not mended, in one event for each account and kind."""
+    with database.transaction():
+        for (account_id, kind), count in found.items():
+            if account_id is None or EmailAccount.by_id(account_id) is not None:
+                data = {"kind": str(kind), "count": count}
+                EmailEvent.add(EventType.FSCK_DIFFERENCE, account_id, data=data)
+
+
+def _note(tally: Tally) -> None:
+    """Remember how the check of everything ended, for metrics and alarms."""
+    Mark.set(MarkName.FSCK, tally.remaining)
+    if tally.exit_code == 0:
+        Mark.set(MarkName.FSCK_OK)
 
 
 def _differences(
@@ -63,6 +95,8 @@ def _differences(
         except StoreUnavailable as error:
             store_answers = False
             tally.unchecked.append(f"blobs, from {account.address} on: {error}")
+        except DataKeyError as error:
+            tally.unchecked.append(f"{account.address}: blobs: {error}")
         if mailbox:
             yield from _compare(mailbox, tally, contents=contents)
     if only is None:
@@ -104,6 +138,8 @@ def _compare(mailbox: server.Mailbox, tally: Tally, *, contents: bool) -> Iterat
     try:
         if mailbox.allowed:
             yield from server.compare(mailbox, tally, contents=contents)
+        elif mailbox.account.archive:
+            return  # it has no server, and nothing is left unchecked
         else:
             tally.unchecked.append(f"{address}: its login is refused, and not tried again")
     except (ImapError, DecryptionError) as error:
@@ -112,18 +148,19 @@ def _compare(mailbox: server.Mailbox, tally: Tally, *, contents: bool) -> Iterat
         mailbox.close()
 
 
-def _repair(difference: Difference) -> Repair:
+def repair_one(difference: Difference, patience: float) -> Repair:
+    """Repair a difference that can be repaired, waiting so many seconds for a poll to end."""
     assert difference.mend is not None
     if difference.account is None:
         return difference.mend(None)
-    held = _hold(difference.account)
+    held = _hold(difference.account, patience)
     if held is None:
         return Repair(Outcome.LEFT, "a poll is running; try again")
     try:
         done = difference.mend(held)
         with database.transaction(durable=False):
             held.keep(rows.HOLD)
-    except StoreUnavailable as error:
+    except (StoreUnavailable, DataKeyError) as error:
         return Repair(Outcome.LEFT, str(error))
     except LeaseLost:
         accounts.empty_if_deleted(held.id, held.uuid)
@@ -133,9 +170,9 @@ def _repair(difference: Difference) -> Repair:
     return done
 
 
-def _hold(account: EmailAccount) -> EmailAccount | None:
+def _hold(account: EmailAccount, patience: float) -> EmailAccount | None:
     """The account under a lease; waits for a poll that is running."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while True:
         held = EmailAccount.hold(account.id, rows.HOLD)
         if held is not None or time.monotonic() >= end:

@@ -26,8 +26,11 @@ class Kind(StrEnum):
     PLACE_WITHOUT_MESSAGE = "place_without_message"
     MESSAGE_WITHOUT_PLACE = "message_without_place"
     VERDICT_TWICE = "verdict_twice"
+    FLAGS = "flags"
     ATTACHMENTS_EARLY = "attachments_early"
     ATTACHMENTS_COUNT = "attachments_count"
+    NOT_INDEXED = "not_indexed"
+    INDEX_LEFTOVER = "index_leftover"
     STUCK = "stuck"
     LEASE_ENDED = "lease_ended"
     DUPLICATE = "duplicate"
@@ -54,8 +57,11 @@ MEANING = {
     Kind.PLACE_WITHOUT_MESSAGE: "the place points at no message of this account",
     Kind.MESSAGE_WITHOUT_PLACE: "the message has no place in any folder",
     Kind.VERDICT_TWICE: "the UID has a message, and a reason why it has none",
+    Kind.FLAGS: "the index of flags says otherwise than the place",
     Kind.ATTACHMENTS_EARLY: "a message that is not processed has attachments",
     Kind.ATTACHMENTS_COUNT: "the message has another number of attachments than it says",
+    Kind.NOT_INDEXED: "the message is processed, and not in the search index or in no thread",
+    Kind.INDEX_LEFTOVER: "the search index has an entry without a message",
     Kind.STUCK: "the message has waited long to be processed",
     Kind.LEASE_ENDED: "a lease ended long ago and was never given back",
     Kind.DUPLICATE: "two rows have the same key",

@@ -8,12 +8,13 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from .. import accounts, database
+from .. import accounts, database, search
 from ..models import (
     EmailAccount,
     EmailAccountDay,
     EmailAttachment,
     EmailFetchFailure,
+    EmailFlag,
     EmailFolder,
     EmailJob,
     EmailLocation,
@@ -21,6 +22,7 @@ from ..models import (
     JobState,
     MessageStatus,
 )
+from ..sync.ledger import indexed
 from .findings import Difference, Kind, Outcome, Repair
 
 #: Rows read at once.
@@ -51,6 +53,14 @@ TWICE = database.Statement("""
         AND l.generation = x.generation AND l.uid = x.uid
     WHERE f.account_id = ? AND x.id > ? ORDER BY x.id LIMIT ?
 """)
+#: Places with what their flags, and the index, say.
+FLAGGED = database.Statement("""
+    SELECT l.id, f.name, l.uid, l.flags, l.expunged_at IS NULL AND f.gone_at IS NULL
+        AND l.uidvalidity = f.uidvalidity AND l.generation = f.generation
+    FROM email_locations l JOIN email_folders f ON f.id = l.folder_id
+    WHERE f.account_id = ? AND l.flags IS NOT NULL AND l.id > ? ORDER BY l.id LIMIT ?
+""")
+INDEXED = database.Statement("SELECT location_id, flag FROM email_flags WHERE location_id IN []")
 EARLY = database.Statement("""
     SELECT m.id, m.storage_key, m.status FROM email_raw_messages m
     WHERE m.account_id = ? AND m.id > ? AND m.status <> 'processed'
@@ -63,6 +73,12 @@ MISCOUNTED = database.Statement("""
     FROM email_raw_messages m
     WHERE m.account_id = ? AND m.id > ? AND m.status = 'processed' AND m.attachment_count <>
         (SELECT COUNT(*) FROM email_attachments a WHERE a.message_id = m.id)
+    ORDER BY m.id LIMIT ?
+""")
+NOT_INDEXED = database.Statement("""
+    SELECT m.id, m.storage_key FROM email_raw_messages m
+    WHERE m.account_id = ? AND m.status = 'processed' AND m.id > ?
+    AND (m.thread_id IS NULL OR NOT EXISTS (SELECT 1 FROM email_search s WHERE s.message_id = m.id))
     ORDER BY m.id LIMIT ?
 """)
 WAITING = database.Statement("""
@@ -133,7 +149,9 @@ def check(account: EmailAccount) -> Iterator[Difference]:
     """
     yield from _lease(account)
     yield from _places(account)
+    yield from _flags(account)
     yield from _attachments(account)
+    yield from _index(account)
     yield from _stuck(account)
     yield from _counters(account)
     yield from _days(account)
@@ -165,11 +183,17 @@ def check_jobs() -> Iterator[Difference]:
 
 def _paged(statement: database.Statement, *parameters: Any) -> Iterator[tuple[Any, ...]]:
     """Rows of a statement that ends with ``id > ?`` and ``LIMIT ?``, id first."""
+    for page in _pages(statement, *parameters):
+        yield from page
+
+
+def _pages(statement: database.Statement, *parameters: Any) -> Iterator[list[tuple[Any, ...]]]:
+    """The same, page by page."""
     last = 0
     while True:
         with database.connected():
             page = statement.run(*parameters, last, PAGE).fetchall()
-        yield from page
+        yield page
         if len(page) < PAGE:
             return
         last = page[-1][0]
@@ -203,6 +227,35 @@ def _places(account: EmailAccount) -> Iterator[Difference]:
             return DONE
 
         yield Difference(Kind.VERDICT_TWICE, account, name, uid, mend=forget)
+
+
+def _flags(account: EmailAccount) -> Iterator[Difference]:
+    """Flags of places against the index that finds places by them."""
+    for page in _pages(FLAGGED, account.id):
+        with database.connected():
+            rows = INDEXED.run([row[0] for row in page]).fetchall()
+        found: dict[int, set[str]] = {}
+        for place_id, flag in rows:
+            found.setdefault(place_id, set()).add(flag)
+        for place_id, name, uid, flags, present in page:
+            wanted = indexed(EmailLocation.flags.python_value(flags)) if present else set()
+            if found.get(place_id, set()) != wanted:
+                mend = partial(_compare_flags, place_id)
+                yield Difference(Kind.FLAGS, account, name, uid, mend=mend)
+
+
+def _compare_flags(place_id: int, _: EmailAccount | None) -> Repair:
+    """Let the flags of a place be unknown, and all of its folder be compared."""
+    place = EmailLocation
+    with database.transaction():
+        EmailFlag.delete().where(EmailFlag.location == place_id).execute()
+        row = place.get_or_none(place.id == place_id)
+        if row is not None:
+            place.update(flags=None).where(place.id == place_id).execute()
+            EmailFolder.update(modseq=None, flags_cursor=None).where(
+                EmailFolder.id == row.folder_id
+            ).execute()
+    return Repair(Outcome.REPAIRED, "polls that follow flags ask for them again")
 
 
 ASKED = "the next poll compares the server's whole list"
@@ -266,6 +319,24 @@ def process_again(message_id: int, _: EmailAccount | None) -> Repair:
                 attachment_bytes=-sum(sizes),
             )
     return Repair(Outcome.ASKED, "the next sweep has it processed anew")
+
+
+def _index(account: EmailAccount) -> Iterator[Difference]:
+    for row_id, key in _paged(NOT_INDEXED, account.id):
+
+        def index(_: EmailAccount | None, row_id: int = row_id) -> Repair:
+            search.index_stored([row_id])
+            return DONE
+
+        yield Difference(Kind.NOT_INDEXED, account, key=key, mend=index)
+    for place in search.leftovers(account.id):
+
+        def forget(_: EmailAccount | None, place: int = place) -> Repair:
+            search.forget_leftover(place)
+            return DONE
+
+        detail = f"entry {place}"
+        yield Difference(Kind.INDEX_LEFTOVER, account, detail=detail, mend=forget)
 
 
 def _stuck(account: EmailAccount) -> Iterator[Difference]:

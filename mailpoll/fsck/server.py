@@ -34,7 +34,7 @@ class Mailbox:
 
     @property
     def allowed(self) -> bool:
-        return bool(self.account.state != AccountState.AUTH_FAILED)
+        return self.account.state != AccountState.AUTH_FAILED and not self.account.archive
 
     @property
     def session(self) -> Session:
@@ -80,7 +80,7 @@ class Mailbox:
         return bodies[0] if bodies else None
 
     def _download(self, entries: Sequence[Fetched]) -> list[Body]:
-        downloader = Downloader(self.session, settings())
+        downloader = Downloader(self.session, settings(), self.account.uuid)
         try:
             return downloader.fetch(entries).bodies
         except Broken as broken:
@@ -122,7 +122,8 @@ def compare(mailbox: Mailbox, tally: Tally, *, contents: bool) -> Iterator[Diffe
     listed = selectable(*mailbox.session.list_folders())
     wanted = {one.wire_name for one in listed if chosen is None or one.name in chosen}
     with database.connected():
-        rows = list(EmailFolder.select().where(EmailFolder.account == account))
+        found = list(EmailFolder.select().where(EmailFolder.account == account))
+    rows = [row for row in found if not row.archived]
     for row in rows:
         if row.gone_at is None and wire(row) not in {one.wire_name for one in listed}:
             yield Difference(

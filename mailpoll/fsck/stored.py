@@ -1,9 +1,7 @@
 """Stores against rows: each blob is read back and hashed, and each must have a row."""
 
-import hashlib
 import shutil
 import sqlite3
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +29,14 @@ from ..imap import ImapError
 from ..models import (
     EmailAccount,
     EmailAttachment,
+    EmailDoomedBlob,
+    EmailExport,
+    EmailExportPart,
     EmailFolder,
     EmailJob,
     EmailLocation,
     EmailRawMessage,
+    ExportState,
     JobState,
     MessageStatus,
 )
@@ -53,7 +55,10 @@ IN_MEMORY = 1_000_000
 #: Seconds to wait before a store that failed is asked again.
 PAUSES = (0.5, 2.0)
 
-TABLES = (EmailRawMessage, EmailAttachment)
+TABLES = (EmailRawMessage, EmailAttachment, EmailExportPart)
+
+#: A row that points at a blob.
+Named = EmailRawMessage | EmailAttachment | EmailExportPart
 
 
 class State(StrEnum):
@@ -77,13 +82,17 @@ KINDS = {
 class Row:
     """A row that points at a blob."""
 
-    table: type[EmailRawMessage] | type[EmailAttachment]
+    table: type[EmailRawMessage] | type[EmailAttachment] | type[EmailExportPart]
     id: int
     message_id: int
     sha256: str
     size: int
     storage_type: StorageType
     storage_key: str
+
+    @property
+    def account_uuid(self) -> str:
+        return self.storage_key.partition("/")[0]
 
 
 class Seen:
@@ -126,12 +135,15 @@ def check(account: EmailAccount, mailbox: Mailbox | None, tally: Tally) -> Itera
                     yield _wrong_key(account, row, key)
                 if seen.add(key, row.storage_type):
                     fresh.append(replace(row, storage_key=key))
-            for row, state in zip(fresh, readers.map(_state_of, fresh), strict=True):
+            for row, state in zip(fresh, readers.map(state_of, fresh), strict=True):
                 tally.blobs += 1
                 tally.bytes += row.size
                 tally.now = f"{account.address}: blob {tally.blobs:,}"
                 if state is not State.WHOLE:
-                    yield from _broken(account, row, mailbox, seen)
+                    for difference, elsewhere in broken(account, row, mailbox):
+                        for other in elsewhere:
+                            seen.add(row.storage_key, other)  # one difference, not two
+                        yield difference
             tally.messages += sum(1 for row in page if row.table is EmailRawMessage)
             tally.attachments += sum(1 for row in page if row.table is EmailAttachment)
         yield from _listed(account, seen, tally)
@@ -175,29 +187,37 @@ def _pages(account: EmailAccount) -> Iterator[list[Row]]:
     while True:
         with database.connected():
             messages = list(
-                table.select(*_columns(table))
+                table.select(*columns_of(table))
                 .where(table.account == account, table.sha256 > last)
                 .order_by(table.sha256)
                 .limit(PAGE)
             )
             ids = [message.id for message in messages]
             attachments = list(
-                EmailAttachment.select(*_columns(EmailAttachment), EmailAttachment.message)
+                EmailAttachment.select(*columns_of(EmailAttachment))
                 .where(EmailAttachment.message.in_(ids))
                 .order_by(EmailAttachment.message, EmailAttachment.position)
             )
-        yield [_row(found) for found in (*messages, *attachments)]
+        yield [row_of(found) for found in (*messages, *attachments)]
         if len(messages) < PAGE:
-            return
+            break
         last = messages[-1].sha256
+    with database.connected():
+        parts = list(EmailExportPart.select().where(EmailExportPart.account == account))
+    yield [row_of(part) for part in parts]
 
 
-def _columns(table: type[EmailRawMessage] | type[EmailAttachment]) -> tuple[object, ...]:
-    return table.id, table.sha256, table.size, table.storage_type, table.storage_key
+def columns_of(table: type[Named]) -> tuple[object, ...]:
+    """What ``row_of`` needs."""
+    columns = (table.id, table.sha256, table.size, table.storage_type, table.storage_key)
+    return (*columns, EmailAttachment.message) if table is EmailAttachment else columns
 
 
-def _row(found: EmailRawMessage | EmailAttachment) -> Row:
-    message_id = found.id if isinstance(found, EmailRawMessage) else found.message_id
+def row_of(found: Named) -> Row:
+    """``message_id`` is 0 for what is of no message."""
+    message_id = 0 if isinstance(found, EmailExportPart) else found.id
+    if isinstance(found, EmailAttachment):
+        message_id = found.message_id
     return Row(
         type(found),
         found.id,
@@ -222,11 +242,17 @@ def _wrong_key(account: EmailAccount, row: Row, key: str) -> Difference:
 # Bytes
 
 
-def _state_of(row: Row) -> State:
-    return _state(row.storage_type, row.storage_key, row.sha256, row.size)
+def state_of(row: Row) -> State:
+    """What the store that a row names has under its key, read to the end.
+
+    Raises:
+      StoreUnavailable: the store as a whole cannot be read.
+      DataKeyError: the blob is sealed, and no key opens it.
+    """
+    return _state(row.storage_type, row.storage_key, row.size)
 
 
-def _state(store_type: StorageType, key: str, sha256: str, size: int) -> State:
+def _state(store_type: StorageType, key: str, size: int) -> State:
     """Read a blob to its end; a store that is away for a moment is asked again.
 
     A store that answers, and fails at this blob, has it damaged: its own checksum does not fit. It
@@ -240,12 +266,12 @@ def _state(store_type: StorageType, key: str, sha256: str, size: int) -> State:
         raise StoreUnavailable(f"{key}: no store of type {store_type} is configured here")
     for pause in PAUSES:
         try:
-            return _read(store, key, sha256, size)
+            return _read(store, key, size)
         except StoreUnavailable:
             if _answers(store):
                 return State.UNREADABLE
             time.sleep(pause)
-    return _read(store, key, sha256, size)
+    return _read(store, key, size)
 
 
 def _answers(store: BlobStore) -> bool:
@@ -256,40 +282,40 @@ def _answers(store: BlobStore) -> bool:
     return True
 
 
-def _read(store: BlobStore, key: str, sha256: str, size: int) -> State:
-    digest, length = hashlib.sha256(), 0
+def _read(store: BlobStore, key: str, size: int) -> State:
+    length = 0
     try:
-        stream = store.open(key)
+        with store.open(key) as stream:
+            while chunk := stream.read(CHUNK):
+                length += len(chunk)
     except BlobMissing:
         return State.MISSING
-    with stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-            length += len(chunk)
-    whole = digest.hexdigest() == sha256 and length == size
-    return State.WHOLE if whole else State.CORRUPT
+    except BlobCorrupt:
+        return State.CORRUPT
+    return State.WHOLE if length == size else State.CORRUPT
 
 
-def _broken(
-    account: EmailAccount, row: Row, mailbox: Mailbox | None, seen: Seen
-) -> Iterator[Difference]:
-    """Look once more, since rows and blobs move together but not at once, and then name it."""
+def broken(
+    account: EmailAccount, row: Row, mailbox: Mailbox | None
+) -> Iterator[tuple[Difference, list[StorageType]]]:
+    """Look once more, since rows and blobs move together but not at once, and then name it.
+
+    Returns:
+      at most one difference, with the other stores that have the blob whole.
+    """
     with database.connected():
         found = row.table.get_or_none(row.table.id == row.id)
     if found is None:
         return
-    row = replace(_row(found), storage_key=row.storage_key)
-    state = _state_of(row)
+    row = replace(row_of(found), storage_key=row.storage_key)
+    state = state_of(row)
     if state is State.WHOLE:
         return
     others = [
         other
         for other in runtime.storage().stores
-        if other != row.storage_type
-        and _state(other, row.storage_key, row.sha256, row.size) is State.WHOLE
+        if other != row.storage_type and _state(other, row.storage_key, row.size) is State.WHOLE
     ]
-    for other in others:
-        seen.add(row.storage_key, other)  # one difference, not two
     kind = KINDS[state]
     detail = f"{_what(found)}, {row.storage_type}"
     if others and state is State.MISSING:
@@ -307,14 +333,18 @@ def _broken(
         difference.mend = partial(_choose_store, row.storage_key, row.sha256, row.size)
     elif isinstance(found, EmailRawMessage):
         difference.mend = partial(_fetch_again, row, mailbox)
+    elif isinstance(found, EmailExportPart):
+        difference.mend = partial(_give_up_export, found)
     else:
         difference.mend = partial(_extract_again, row)
-    yield difference
+    yield difference, others
 
 
-def _what(found: EmailRawMessage | EmailAttachment) -> str:
+def _what(found: Named) -> str:
     if isinstance(found, EmailRawMessage):
         return "raw message"
+    if isinstance(found, EmailExportPart):
+        return f"part {found.number} of an export"
     return f"attachment {found.safe_name!r}"
 
 
@@ -339,7 +369,7 @@ def _choose_store(key: str, sha256: str, size: int, account: EmailAccount | None
     """Let all rows name one store that has the blob whole, and remove other copies."""
     assert account is not None
     stores = runtime.storage().stores  # the primary one first
-    whole = [one for one in stores if _state(one, key, sha256, size) is State.WHOLE]
+    whole = [one for one in stores if _state(one, key, size) is State.WHOLE]
     if not whole:
         return Repair(Outcome.LEFT, "no store has it whole any more")
     with database.transaction():
@@ -381,6 +411,24 @@ def _fetch_again(row: Row, mailbox: Mailbox | None, _: EmailAccount | None) -> R
     return Repair(Outcome.LOST, f"the server {what}")
 
 
+def _give_up_export(part: EmailExportPart, _: EmailAccount | None) -> Repair:
+    """An export is made of what is stored: it is not mended, but made anew by who wants it."""
+    table, parts = EmailExport, EmailExportPart
+    with database.transaction():
+        moment = database.now()
+        table.update(
+            state=ExportState.FAILED,
+            error="a part of it was lost from the store",
+            lease_token=table.lease_token + 1,
+            lease_until=None,
+            finished_at=moment,
+            expires_at=moment + timedelta(hours=settings().export_hours),
+        ).where(table.id == part.export_id).execute()
+        parts.delete().where(parts.id == part.id).execute()
+    runtime.storage().stores[StorageType(part.storage_type)].delete([part.storage_key])
+    return Repair(Outcome.REPAIRED, "its export counts as failed: make another one")
+
+
 def _extract_again(row: Row, account: EmailAccount | None) -> Repair:
     """Get an attachment from its message again; only the very same bytes will do."""
     with database.connected():
@@ -388,10 +436,10 @@ def _extract_again(row: Row, account: EmailAccount | None) -> Repair:
     if message is None:
         return Repair(Outcome.LEFT, "the message was deleted meanwhile")
     try:
-        with _raw(_row(message)) as raw:
+        with _raw(row_of(message)) as raw:
             for part in parsing.parse(raw).attachments:
                 if part.sha256 == row.sha256:
-                    with tempfile.TemporaryDirectory(dir=spool.directory()) as directory:
+                    with spool.new_directory(row.account_uuid) as directory:
                         path = Path(directory) / "part"
                         with path.open("wb") as file:
                             file.writelines(part.chunks())
@@ -409,46 +457,67 @@ def _extract_again(row: Row, account: EmailAccount | None) -> Repair:
 @contextmanager
 def _raw(row: Row) -> Iterator[bytes | Path]:
     """A raw message, in memory or in a file. Raises BlobMissing and BlobCorrupt."""
-    if _state_of(row) is not State.WHOLE:
+    if state_of(row) is not State.WHOLE:
         raise BlobCorrupt(row.storage_key)
     with runtime.storage().stores[row.storage_type].open(row.storage_key) as stream:
         if row.size <= IN_MEMORY:
             yield stream.read()
             return
-        with tempfile.NamedTemporaryFile(dir=spool.directory()) as file:
-            shutil.copyfileobj(stream, file, CHUNK)
-            file.flush()
-            yield Path(file.name)
+        with spool.new_directory(row.account_uuid) as directory:
+            path = Path(directory) / "raw"
+            with path.open("wb") as file:
+                shutil.copyfileobj(stream, file, CHUNK)
+            yield path
 
 
 def _put(row: Row, source: bytes | Path) -> None:
     """Put bytes that are known to be right in the place of what is there."""
     store = runtime.storage().stores[row.storage_type]
-    # A put leaves alone what is there with the right size.
-    store.delete([row.storage_key])
     store.put([NewBlob(row.storage_key, row.size, row.sha256, source)])
 
 
 # Listings
 
 
+def left_behind(account: EmailAccount) -> Iterator[Difference]:
+    """Local copies of what the object store has, of polls and workers that died after a fall-back.
+
+    Raises:
+      StoreUnavailable: a store cannot be read.
+    """
+    with closing(Seen()) as nothing:
+        for difference in _unnamed(account, StorageType.LOCAL, nothing, Tally()):
+            if difference.kind is Kind.BLOB_DOUBLED:
+                yield difference
+
+
 def _listed(account: EmailAccount, seen: Seen, tally: Tally) -> Iterator[Difference]:
     """Blobs that a store has and that no row names there."""
-    for store_type, store in runtime.storage().stores.items():
-        for page in _chunked(store.list_account(account.uuid)):
-            tally.now = f"{account.address}: listing {store_type}"
-            unnamed = [found for found in page if (found.key, store_type) not in seen]
-            if not unnamed:
-                continue
-            named = _named(account, [found.key.rpartition("/")[2] for found in unnamed])
-            for found in unnamed:
-                rows = named.get(found.key.rpartition("/")[2], {})
-                if store_type in rows or not _exists(store, found.key):
-                    continue  # committed, or moved, while this was looked at
-                if rows:
-                    yield _doubled(account, found, store_type, rows)
-                else:
-                    yield _orphan(account, found, store_type, store)
+    for store_type in runtime.storage().stores:
+        yield from _unnamed(account, store_type, seen, tally)
+
+
+def _unnamed(
+    account: EmailAccount, store_type: StorageType, seen: Seen, tally: Tally
+) -> Iterator[Difference]:
+    store = runtime.storage().stores[store_type]
+    for page in _chunked(store.list_account(account.uuid)):
+        tally.now = f"{account.address}: listing {store_type}"
+        unnamed = [found for found in page if (found.key, store_type) not in seen]
+        if not unnamed:
+            continue
+        digests = [found.key.rpartition("/")[2] for found in unnamed]
+        named, doomed = _named(account, digests), _doomed(account, digests)
+        for found in unnamed:
+            if found.key.rpartition("/")[2] in doomed:
+                continue  # retention is at it
+            rows = named.get(found.key.rpartition("/")[2], {})
+            if store_type in rows or not _exists(store, found.key):
+                continue  # committed, or moved, while this was looked at
+            if rows:
+                yield _doubled(account, found, store_type, rows)
+            else:
+                yield _orphan(account, found, store_type, store)
 
 
 def _chunked(listing: Iterable[Listed]) -> Iterator[list[Listed]]:
@@ -475,6 +544,16 @@ def _named(account: EmailAccount, digests: Sequence[str]) -> dict[str, dict[Stor
             for sha256, store_type, size in query.tuples():
                 found.setdefault(sha256, {})[StorageType(store_type)] = size
     return found
+
+
+def _doomed(account: EmailAccount, digests: Sequence[str]) -> set[str]:
+    """Contents whose blobs retention has yet to delete."""
+    table = EmailDoomedBlob
+    with database.connected():
+        rows = table.select(table.sha256).where(
+            table.account == account.id, table.sha256.in_(list(digests))
+        )
+        return {sha256 for (sha256,) in rows.tuples()}
 
 
 def _doubled(

@@ -127,7 +127,7 @@ def spoil(system: System, key: str, change: Callable[[bytes], bytes] | None) -> 
     """Change a blob behind the store's back; ``None`` deletes it."""
     storage = runtime.storage()
     store = storage.stores[storage.primary_type]
-    with store.open(key) as stream:
+    with store.open_stored(key) as stream:
         content = stream.read()
     if change is None:
         store.delete([key])
@@ -216,9 +216,11 @@ def test_a_message_and_its_attachment_are_repaired_together(
     assert_clean()
 
 
-def rot(system: System, content: bytes, seaweed: Seaweed) -> None:
+def rot(row: EmailRawMessage, seaweed: Seaweed) -> None:
     """Damage a blob on the disk of the store, or put something unreadable in its place."""
     storage = runtime.storage()
+    with storage.stores[storage.primary_type].open_stored(row.storage_key) as stream:
+        content = stream.read()
     if storage.has_object_store:
         # Its bucket's volumes alone: those of other tests come and go meanwhile
         bucket = urlsplit(settings().storage).path.strip("/")
@@ -230,7 +232,6 @@ def rot(system: System, content: bytes, seaweed: Seaweed) -> None:
                     file.write(flip(content[:1]))
                 return
         raise AssertionError("the content is in no volume")
-    row = message_row()
     path = storage.stores[StorageType.LOCAL].path(row.storage_key)
     path.unlink()
     path.symlink_to("/etc/hostname")
@@ -242,13 +243,12 @@ def test_a_blob_that_the_store_itself_cannot_read_is_named_and_fetched_again(
     # Given a store that falls silent over what it cannot read, as SeaweedFS does
     monkeypatch.setattr(s3, "READ_TIMEOUT", 3)
     runtime.storage.cache_clear()
-    # And content that is nowhere else in the store, and that a store does not compress
+    # And a blob that is nowhere else in the store, and that a store does not compress again
     noise = os.urandom(2_000).translate(None, b"\0\r\n")
-    content = b"Subject: noise\r\n\r\n" + noise + b"\r\n"
-    system.dovecot.deliver(address, content)
+    system.dovecot.deliver(address, b"Subject: noise\r\n\r\n" + noise + b"\r\n")
     uuid = system.add_account(address)
     bring_in(account_row(uuid))
-    rot(system, noise, seaweed)
+    rot(message_row(), seaweed)
     # Then it alone is damaged, and the check goes on behind it
     assert repaired(Kind.BLOB_UNREADABLE).reason == "fetched again from the server"
     assert_clean()
