@@ -10,7 +10,7 @@ import falcon
 import falcon.testing
 import pytest
 
-from mailpoll.web import auth
+from mailpoll.settings import new_token
 from mailpoll.web.app import create_app
 from tests.integration.conftest import _embedded, run_system
 from tests.integration.system import TOKEN, System
@@ -105,19 +105,12 @@ def test_the_token_opens(embedded: System, header: str) -> None:
 def test_each_of_several_tokens_opens(
     request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot
 ) -> None:
-    tokens = ["a" * 20, "b" * 20]
+    tokens = [new_token(), new_token()]
     variables = _embedded(request, tmp_path)
     for system in run_system(variables, tmp_path, dovecot, MAILPOLL_API_TOKEN=",".join(tokens)):
         for token in tokens:
             headers = {"Authorization": f"Bearer {token}"}
             assert stranger(system).simulate_get("/admin/stats", headers=headers).status_code == 200
-
-
-def test_tokens_are_compared_in_constant_time() -> None:
-    source = Path(auth.__file__).read_text()
-    assert "hmac.compare_digest(given, token)" in source
-    # and with all of them, so that the time does not tell which one was near
-    assert "any(matches)" in source
 
 
 @pytest.mark.parametrize(
