@@ -9,7 +9,7 @@ from typing import Any
 
 import peewee
 
-from . import database, oauth, runtime
+from . import audit, database, faults, holds, oauth, receipts, runtime
 from .crypto import DecryptionError
 from .imap import (
     Estimate,
@@ -28,6 +28,7 @@ from .imap import (
 from .imap.discovery import NotFound, Place
 from .imap.errors import TREATMENT
 from .models import (
+    UNFINISHED,
     AccountState,
     EmailAccount,
     EmailFolder,
@@ -211,6 +212,7 @@ def stored_login(account: EmailAccount) -> Login:
     Raises:
       AccountError: its secret cannot be had; names the field to look at.
     """
+    _need_server(account)
     try:
         return login_of(account)
     except DecryptionError as error:
@@ -315,6 +317,57 @@ def _credential(
     return Credential("oauth2", grant.access_token, refresh_token, provider, grant)
 
 
+def check_new(
+    *,
+    address: str,
+    password: str | None = None,
+    refresh_token: str | None = None,
+    oauth_provider: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    security: str | None = None,
+    auth: str = "password",
+    archive: bool = False,
+    **_: Any,
+) -> None:
+    """Look at what can be known of a new account without asking anybody.
+
+    Raises:
+      AccountError: a field does not work.
+      AccountExists: the address is there already.
+    """
+    _refuse_known(address)
+    if archive:
+        return
+    if host is not None:
+        place = _place(address, host, port, security)
+        _check_place(place.host, place.port)
+        _credential(place.host, auth, password, refresh_token, oauth_provider, test=False)
+    elif password is None and refresh_token is None:
+        raise AccountError(PASSWORD, "is required, unless refresh_token is given")
+
+
+def _refuse_known(address: str) -> None:
+    with database.connected():
+        if EmailAccount.visible().where(EmailAccount.address == address).exists():
+            raise AccountExists("address", "there is an account with this address")
+
+
+def try_out(
+    *, auth: str = "password", folders: list[str] | None = None, **fields: Any
+) -> tuple[str, Mailbox]:
+    """Log in as a new account with these fields would; its host, and what is found there.
+
+    Raises:
+      AccountError: a field does not work.
+    """
+    names = ("address", "password", "refresh_token", "oauth_provider", "host", "port")
+    chosen: dict[str, Any] = {name: fields.get(name) for name in (*names, "security", "username")}
+    login, place = new_login(**chosen, auth=auth)
+    field = REFRESH_TOKEN if fields.get("refresh_token") else PASSWORD
+    return place.host, check_login(login, folders, field)
+
+
 def create(
     *,
     address: str,
@@ -328,7 +381,12 @@ def create(
     auth: str = "password",
     folders: list[str] | None = None,
     poll_interval: int | None = None,
+    poll_interval_max: int | None = None,
     import_since: datetime | None = None,
+    push: bool = False,
+    sync_flags: bool = False,
+    retention_days: int | None = None,
+    retention_expunged_days: int | None = None,
     test: bool = True,
 ) -> EmailAccount:
     """Add a mailbox, due for its first poll at once.
@@ -337,9 +395,7 @@ def create(
       AccountError: a field does not work; nothing was saved.
       AccountExists: the address is there already.
     """
-    with database.connected():
-        if EmailAccount.visible().where(EmailAccount.address == address).exists():
-            raise AccountExists("address", "there is an account with this address")
+    _refuse_known(address)
     place = _place(address, host, port, security)
     _check_place(place.host, place.port)
     uuid = str(uuids.uuid4())
@@ -363,9 +419,15 @@ def create(
                 security=place.security,
                 username=username,
                 **credential.columns(uuid),
+                data_key=runtime.new_data_key(uuid),
                 folders=folders,
                 poll_interval=poll_interval or settings().poll_interval,
+                poll_interval_max=poll_interval_max,
                 import_since=import_since,
+                push=push,
+                sync_flags=sync_flags,
+                retention_days=retention_days,
+                retention_expunged_days=retention_expunged_days,
                 estimated_messages=size and size.messages,
                 estimated_bytes=size and size.bytes,
                 next_poll_at=moment,
@@ -374,9 +436,53 @@ def create(
                 created_at=moment,
                 updated_at=moment,
             )
+            audit.record("account.create", "account", uuid)
+            faults.point("account-written")
+    except peewee.IntegrityError:
+        raise AccountExists("address", "there is an account with this address") from None
+    faults.point("account-added")
+    return account  # type: ignore[no-any-return]
+
+
+def create_archive(address: str) -> EmailAccount:
+    """Add a mailbox without a server, whose mail comes by import; it is paused from the begin.
+
+    With a host and a password, given later, it is polled like any other.
+
+    Raises:
+      AccountExists: the address is there already.
+    """
+    uuid, moment = str(uuids.uuid4()), database.now()
+    try:
+        with database.transaction():
+            account = EmailAccount.create(
+                uuid=uuid,
+                address=address,
+                host="",
+                port=993,
+                security="tls",
+                username=address,
+                auth="password",
+                credential="",
+                data_key=runtime.new_data_key(uuid),
+                poll_interval=settings().poll_interval,
+                state=AccountState.PAUSED,
+                next_poll_at=moment,
+                imported_at=moment,
+                created_at=moment,
+                updated_at=moment,
+            )
+            audit.record("account.create", "account", uuid)
     except peewee.IntegrityError:
         raise AccountExists("address", "there is an account with this address") from None
     return account  # type: ignore[no-any-return]
+
+
+def _need_server(account: EmailAccount) -> None:
+    """Refuse what needs a server, for an account that has none."""
+    if account.archive:
+        reason = "is required: the account has no server, its mail comes by import"
+        raise AccountError("host", reason)
 
 
 def new_login(
@@ -389,6 +495,7 @@ def new_login(
     port: int | None = None,
     security: str | None = None,
     username: str | None = None,
+    auth: str = "password",
 ) -> tuple[Login, Place]:
     """How an account with these fields would log in, and what told where.
 
@@ -397,9 +504,7 @@ def new_login(
     """
     place = _place(address, host, port, security)
     _check_place(place.host, place.port)
-    credential = _credential(
-        place.host, "password", password, refresh_token, oauth_provider, test=True
-    )
+    credential = _credential(place.host, auth, password, refresh_token, oauth_provider, test=True)
     user = username or place.username or address
     login = Login(place.host, place.port, place.security, user, credential.auth, credential.secret)
     return login, place
@@ -442,8 +547,12 @@ def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> Emai
             fields["state"] = AccountState.ACTIVE
     elif "poll_interval" in fields:
         fields["next_poll_at"] = moment
+    if {"retention_days", "retention_expunged_days"} & fields.keys():
+        fields["retained_at"] = None
     with database.transaction():
-        changed = _update(account, fields)
+        changed = _update(account, fields, "account.change")
+        if "sync_flags" in fields:
+            EmailFolder.compare_flags(account.id)
         if place != (changed.host, changed.username):
             EmailFolder.forget_numbers(account.id)
             EmailRawMessage.forget_names(account.id)
@@ -459,11 +568,17 @@ def pause(account: EmailAccount) -> EmailAccount:
             "lease_token": EmailAccount.lease_token + 1,
             "lease_until": None,
         },
+        "account.pause",
     )
 
 
 def resume(account: EmailAccount) -> EmailAccount:
-    """Poll again, at once; also after refused logins."""
+    """Poll again, at once; also after refused logins.
+
+    Raises:
+      AccountError: it has no server.
+    """
+    _need_server(account)
     return _update(
         account,
         {
@@ -472,15 +587,15 @@ def resume(account: EmailAccount) -> EmailAccount:
             "auth_failures": 0,
             "token_claimed_until": None,
             "not_before": None,
-            "next_poll_at": database.now(),
+            **_due(),
         },
+        "account.resume",
     )
 
 
 def expect_poll(account: EmailAccount) -> None:
     """Make an account due now and note that its poll is in the queue."""
-    moment = database.now()
-    _update(account, {"next_poll_at": moment, "queued_until": moment + timedelta(minutes=2)})
+    _update(account, _due(), "account.poll")
 
 
 def expect_reconcile(account: EmailAccount) -> None:
@@ -488,10 +603,17 @@ def expect_reconcile(account: EmailAccount) -> None:
     table = EmailFolder
     with database.transaction():
         table.update(reconciled_at=None).where(table.account == account.id).execute()
-    expect_poll(account)
+        _update(account, _due(), "account.reconcile")
 
 
-def _update(account: EmailAccount, fields: dict[str, Any]) -> EmailAccount:
+def _due() -> dict[str, datetime]:
+    """An account's columns when its poll is due, and in the queue."""
+    moment = database.now()
+    return {"next_poll_at": moment, "queued_until": moment + timedelta(minutes=2)}
+
+
+def _update(account: EmailAccount, fields: dict[str, Any], action: str) -> EmailAccount:
+    """Change an account, and write the action down in the audit log."""
     table = EmailAccount
     with database.transaction():
         changed = (
@@ -501,6 +623,9 @@ def _update(account: EmailAccount, fields: dict[str, Any]) -> EmailAccount:
         )
         if not changed:
             raise AccountGone(account.uuid)
+        if fields.get("state", account.state) != account.state:
+            account.announce({"state": fields["state"]})
+        audit.record(action, "account", account.uuid)
         return table.get_by_id(account.id)  # type: ignore[no-any-return]
 
 
@@ -509,6 +634,9 @@ def delete(uuid: str) -> EmailJob | None:
 
     From here on nothing of the account can be read or committed; its address, user name and
     credential are gone at once. ``None``: there never was such an account.
+
+    Raises:
+      Held: a legal hold is on the account or on a message of it; nothing was done.
     """
     moment = database.now()
     table = EmailAccount
@@ -519,11 +647,14 @@ def delete(uuid: str) -> EmailJob | None:
         account = table.get_or_none(table.uuid == uuid)
         if account is None:
             return None
+        holds.lock(account.id)
+        holds.check(account.id)
         fenced = table.update(
             state=AccountState.DELETING,
             address=f"deleted:{uuid}",
             username="",
             credential="",
+            data_key="",
             **oauth.forgotten(),
             last_error=None,
             lease_token=table.lease_token + 1,
@@ -532,28 +663,71 @@ def delete(uuid: str) -> EmailJob | None:
         ).where(table.id == account.id, table.state != AccountState.DELETING)
         if not fenced.execute():  # another request was first, and has made the job by now
             return EmailJob.get_or_none(EmailJob.account_uuid == uuid)  # type: ignore[no-any-return]
-        return EmailJob.create(  # type: ignore[no-any-return]
+        audit.record("account.delete", "account", uuid)
+        job = EmailJob.create(
             uuid=str(uuids.uuid4()),
             kind="delete_account",
             account_uuid=uuid,
             account_id=account.id,
+            address_sha256=receipts.address_hash(account.address),
             step="queues",
             counts={},
             created_at=moment,
             updated_at=moment,
         )
+    faults.point("deletion-asked")
+    return job  # type: ignore[no-any-return]
 
 
-def empty_if_deleted(account_id: int, uuid: str) -> None:
+def empty_if_deleted(account_id: int, uuid: str) -> bool:
     """Remove blobs that were put after a deletion had already emptied the stores.
+
+    Returns:
+      whether the account is deleted, or being deleted.
 
     Raises:
       StoreUnavailable: they are still there.
     """
     with database.connected():
         account = EmailAccount.get_or_none(EmailAccount.id == account_id)
-    if account is None or account.state == AccountState.DELETING:
-        runtime.storage().delete_account(uuid)
+    if account is not None and account.state != AccountState.DELETING:
+        return False
+    runtime.storage().delete_account(uuid)
+    return True
+
+
+def replay_failed(reason: str, limit: int) -> list[int]:
+    """Make messages that failed for one reason ready to be processed again; their ids.
+
+    Parameters:
+      limit: how many in this transaction.
+    """
+    table = EmailRawMessage
+    rows = (
+        table.select(table.id)
+        .join(EmailAccount)
+        .where(
+            UNFINISHED,
+            table.status == MessageStatus.FAILED,
+            table.error == reason,
+            EmailAccount.state != AccountState.DELETING,
+        )
+        .order_by(table.id)
+        .limit(limit)
+    )
+    with database.transaction():
+        ids = [message_id for (message_id,) in rows.tuples()]
+        changed = table.update(
+            status=MessageStatus.STORED, attempts=0, error=None, next_attempt_at=database.now()
+        ).where(table.id.in_(ids), table.status == MessageStatus.FAILED)
+        if not database.is_sqlite():
+            changed = changed.returning(table.id)
+            ids = [row.id for row in changed.execute()]
+        else:  # nobody else writes
+            changed.execute()
+        for message_id in ids:
+            audit.record("message.retry", "message", str(message_id))
+    return ids
 
 
 def replay(message: EmailRawMessage) -> bool:
@@ -567,4 +741,6 @@ def replay(message: EmailRawMessage) -> bool:
             .where(table.id == message.id, table.status == MessageStatus.FAILED)
             .execute()
         )
+        if changed:
+            audit.record("message.retry", "message", str(message.id))
     return bool(changed)

@@ -1,11 +1,12 @@
 """Figures about accounts, kept by counters: their cost does not grow with the stored mail."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from peewee import Case, fn
+from peewee import SQL, Case, fn
 
 from . import budgets, database, parsing, runtime
 from .models import (
@@ -16,13 +17,20 @@ from .models import (
     EmailAccount,
     EmailAccountDay,
     EmailAttachment,
+    EmailDamage,
     EmailDay,
     EmailFetchFailure,
     EmailFolder,
+    EmailHour,
+    EmailJob,
     EmailRawMessage,
+    EmailScrub,
     MessageStatus,
+    count,
 )
 
+#: When a message counts as stuck: as ``fsck`` does.
+STUCK = timedelta(hours=1)
 #: Days of the chart.
 DAYS = 30
 #: What is said of a chosen folder that was there before.
@@ -48,6 +56,7 @@ def account_stats(account: EmailAccount) -> dict[str, Any]:
             "folders": _folders(account),
             "days": _days(account),
             "unfetched": _unfetched(account),
+            "damaged": _damaged(account),
             "last_poll_at": account.last_poll_at,
             "last_success_at": account.last_success_at,
             "next_poll_at": account.next_poll_at,
@@ -68,16 +77,18 @@ def overall_stats() -> dict[str, Any]:
     with database.connected():
         totals = _totals(None)
         return {
-            "accounts": _accounts_by_state(),
+            "accounts": accounts_by_state(),
             **{name: totals[name] for name in SUMS if name != "failures"},
             "by_status": _by_status(totals["messages"], None),
             "by_storage_type": _by_storage_type(totals["messages"] + totals["attachments"], None),
             "unfetched": _unfetched_by_verdict(),
             "folders": _folders_by_proof(),
-            "late_accounts": _late_accounts(),
-            "oldest_pending_seconds": _oldest_pending(),
+            "late_accounts": late_accounts(60),
+            "lateness_p95_ms": lateness_p95(),
+            "oldest_pending_seconds": max(map(oldest_pending, (True, False))),
             "storage": str(storage.primary_type),
             "storage_circuit_open": storage.circuit_open,
+            "scrub": _scrub(),
             "days": _days(None),
         }
 
@@ -195,6 +206,7 @@ def _import_progress(account: EmailAccount) -> dict[str, Any]:
     """How far the first import is; ``seconds_left`` at its speed so far, when that is known."""
     table = EmailFolder
     rows = table.select().where(table.account == account, table.gone_at.is_null())
+    rows = [row for row in rows if not row.archived]
     wanted = [row for row in rows if account.folders is None or row.name in account.folders]
     unlooked = sum(1 for row in wanted if row.proof is None and row.last_error is None)
     proofs = [proof for row in wanted if (proof := _live_proof(row))]
@@ -276,6 +288,31 @@ def _unfetched(account: EmailAccount) -> list[dict[str, Any]]:
     ]
 
 
+def _damaged(account: EmailAccount) -> list[dict[str, Any]]:
+    """Blobs that the scrub could not heal."""
+    table = EmailDamage
+    rows = table.select().where(table.account == account).order_by(table.id).limit(LISTED)
+    names = ("message_id", "storage_key", "kind", "reason", "found_at")
+    return [{name: getattr(row, name) for name in names} for row in rows]
+
+
+def _scrub() -> dict[str, Any]:
+    """How far the scrub is in its round, and what it has found since ever."""
+    state = EmailScrub.get_or_none()
+    damaged = EmailDamage.select(fn.COUNT(EmailDamage.id)).scalar()
+    if state is None:
+        counts = dict.fromkeys(("blobs", "bytes", "corrupt", "missing", "healed"), 0)
+        times = dict.fromkeys(("started_at", "finished_at"))
+        return {**times, "progress": 0.0, **counts, "damaged": damaged}
+    names = ("started_at", "finished_at", "blobs", "bytes", "corrupt", "missing", "healed")
+    progress = round(state.position / state.end, 4) if state.end else 1.0
+    return {
+        **{name: getattr(state, name) for name in names},
+        "progress": progress,
+        "damaged": damaged,
+    }
+
+
 def _header_fields(headers: str | None) -> dict[str, Any]:
     """What is known of a message that is too large to fetch."""
     if headers is None:
@@ -293,24 +330,133 @@ def _unfetched_by_verdict() -> dict[str, int]:
     return dict(table.select(table.verdict, fn.COUNT(table.id)).group_by(table.verdict).tuples())
 
 
-def _accounts_by_state() -> dict[str, int]:
+def accounts_by_state() -> dict[str, int]:
+    """How many accounts are in each state."""
     table = EmailAccount
     query = table.select(table.state, fn.COUNT(table.id)).group_by(table.state)
-    return {str(state): 0 for state in AccountState} | Counter(dict(query.tuples()))
+    with database.connected():
+        return {str(state): 0 for state in AccountState} | Counter(dict(query.tuples()))
 
 
-def _late_accounts() -> int:
-    """Active accounts whose poll is more than a minute overdue."""
+def late_accounts(seconds: float) -> int:
+    """Active accounts whose poll is overdue by more than this."""
     table = EmailAccount
-    limit = database.now() - timedelta(minutes=1)
-    query = table.select(fn.COUNT(table.id))
-    return int(query.where(table.state == AccountState.ACTIVE, table.next_poll_at < limit).scalar())
+    limit = database.now() - timedelta(seconds=seconds)
+    late = table.select().where(table.state == AccountState.ACTIVE, table.next_poll_at < limit)
+    with database.connected():
+        return count(late)
 
 
-def _oldest_pending() -> float:
-    """Seconds for which the oldest unprocessed message has been waiting."""
+def lateness_p95() -> int | None:
+    """How late the last polls of active accounts began: the 95th percentile, in milliseconds."""
+    table = EmailAccount
+    late = table.select(table.last_lateness_ms).where(
+        table.state == AccountState.ACTIVE, table.last_lateness_ms.is_null(False)
+    )
+    with database.connected():
+        return _percentile([milliseconds for (milliseconds,) in late.tuples()], 95)
+
+
+def hours(amount: int) -> list[dict[str, Any]]:
+    """What was stored in each of the latest hours, oldest first; the last one is not over."""
+    table = EmailHour
+    last = database.now().replace(minute=0, second=0, microsecond=0)
+    wanted = [last - timedelta(hours=ago) for ago in reversed(range(amount))]
+    query = (
+        table.select(table.hour, fn.SUM(table.messages), fn.SUM(table.imported))
+        .where(table.hour >= wanted[0])
+        .group_by(table.hour)
+    )
+    with database.connected():
+        found = {hour: (int(all_), int(part)) for hour, all_, part in query.tuples()}
+    return [
+        dict(zip(("hour", "messages", "imported"), (hour, *found.get(hour, (0, 0))), strict=True))
+        for hour in wanted
+    ]
+
+
+def figures(accounts: Sequence[EmailAccount]) -> dict[int, dict[str, Any]]:
+    """Messages, bytes, failures and the latest days of each of some accounts, in two queries."""
+    table = EmailAccountDay
+    ids = [account.id for account in accounts]
+    today = database.now().date()
+    days = [(today - timedelta(days=ago)).isoformat() for ago in reversed(range(DAYS))]
+    sums = [fn.SUM(column) for column in (table.messages, table.bytes, table.failures)]
+    query = table.select(table.account, *sums).where(table.account.in_(ids))
+    recent = table.select(table.account, table.day, table.messages)
+    recent = recent.where(table.account.in_(ids), table.day >= days[0])
+    with database.connected():
+        rows = query.group_by(table.account).tuples()
+        totals = {one: list(map(int, rest)) for one, *rest in rows}
+        by_day = {(account, day): int(messages) for account, day, messages in recent.tuples()}
+    found: dict[int, dict[str, Any]] = {}
+    for account in ids:
+        messages, size, failures = totals.get(account, (0, 0, 0))
+        found[account] = {
+            "messages": messages,
+            "bytes": size,
+            "failures": failures,
+            "days": [by_day.get((account, day), 0) for day in days],
+        }
+    return found
+
+
+def oldest_pending(imported: bool) -> float:
+    """Seconds for which the oldest unprocessed message of a lane has been waiting.
+
+    Parameters:
+      imported: of the first import; else of new mail.
+    """
     table = EmailRawMessage
     # Not by the lowest id: databases look for that from the beginning of the whole table.
-    query = table.select(fn.MIN(table.stored_at)).where(STORED)
-    oldest = query.scalar()
-    return (database.now() - oldest).total_seconds() if oldest else 0.0
+    query = table.select(fn.MIN(table.stored_at)).where(STORED, table.imported == imported)
+    return _age(query)
+
+
+def _age(query: Any) -> float:
+    """Seconds since the time that a query finds; 0 if it finds none."""
+    with database.connected():
+        moment = query.scalar()
+    return (database.now() - moment).total_seconds() if moment else 0.0
+
+
+def stuck_messages() -> int:
+    """Stored messages that nobody has worked on for an hour after they were due."""
+    table = EmailRawMessage
+    late = table.select().where(STORED, table.next_attempt_at < database.now() - STUCK)
+    with database.connected():
+        return count(late)
+
+
+def fallen_back() -> tuple[int, float]:
+    """Rows whose blobs wait in local files for the object store, and seconds of the oldest."""
+    if not runtime.storage().has_object_store:
+        return 0, 0.0
+    message, attachment = EmailRawMessage, EmailAttachment
+    with database.connected():
+        rows = sum(count(table.select().where(LOCAL)) for table in (message, attachment))
+        if not rows:
+            return 0, 0.0
+        oldest = (
+            message.select(fn.MIN(message.stored_at)).where(LOCAL),
+            message.select(fn.MIN(message.stored_at)).where(
+                message.id.in_(attachment.select(attachment.message).where(LOCAL))
+            ),
+        )
+        return rows, max(map(_age, oldest))
+
+
+def running_deletions() -> dict[str, int]:
+    """Deletions that are not done, by the step that is next."""
+    table = EmailJob
+    query = table.select(table.step, fn.COUNT(table.id)).where(SQL("state = 'running'"))
+    with database.connected():
+        return dict(query.group_by(table.step).tuples())
+
+
+def clock_offset() -> float:
+    """Seconds by which this machine's clock is ahead of the database's."""
+    with database.connected():
+        before = time.time()
+        theirs = database.now().timestamp()
+        return (before + time.time()) / 2 - theirs

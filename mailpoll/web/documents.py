@@ -1,20 +1,30 @@
 """The OpenAPI document, request validation by it, and the docs page, which works offline."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import falcon
 import swagger_ui
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from spectree import SecurityScheme, SpecTree
 from spectree.models import SecureType, SecuritySchemeData, Tag
 
 from .. import __version__
-from . import problems
+from ..models import Scope
+from . import problems, schemas
+from .auth import needs
 
 ACCOUNTS = Tag(name="accounts", description="Mailboxes, their polling and figures")
 MESSAGES = Tag(name="messages", description="Stored mail")
+SEARCH = Tag(name="search", description="Full-text search, and conversations")
+ARCHIVES = Tag(name="archives", description="Mail out to files, and in from them")
+EVENTS = Tag(name="events", description="What happened, in order")
+WEBHOOKS = Tag(name="webhooks", description="Programs that are told of events")
 OPERATIONS = Tag(name="operations", description="Queues, tasks and health")
+RETENTION = Tag(name="retention", description="Legal holds")
+ACCESS = Tag(name="access", description="API keys and the audit log")
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>mailpoll API</title>
@@ -34,20 +44,34 @@ CONTENT_POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
+PROBLEM_JSON = "application/problem+json"
+#: What any operation may answer that needs a key, and any that takes a body.
+BEHIND_THE_KEY, WITH_BODY = (401, 403, 429, 503), (400, 411, 413, 415)
+#: The one operation that takes a file.
+IMPORT = "/admin/email-accounts/{account_id}/import"
+FILE = {
+    "required": True,
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}
 ASSETS = Path(swagger_ui.__file__).parent / "static"
 
 
-def _refuse(req: Any, resp: falcon.Response, error: Any, resource: Any, adapter: Any) -> None:
-    """Turn a validation error into a problem document that names each field."""
-    if error is None:
-        return
-    errors = [
+def field_errors(error: ValidationError) -> list[dict[str, str]]:
+    """Each wrong field of a request, and why."""
+    return [
         {
             "field": ".".join(str(part) for part in item["loc"]) or "body",
             "reason": item["msg"].removeprefix("Value error, "),
         }
         for item in error.errors()
     ]
+
+
+def _refuse(req: Any, resp: falcon.Response, error: Any, resource: Any, adapter: Any) -> None:
+    """Turn a validation error into a problem document that names each field."""
+    if error is None:
+        return
+    errors = field_errors(error)
     resp.media = None
     problems.send(resp, 422, "; ".join(f"{e['field']}: {e['reason']}" for e in errors), errors)
 
@@ -56,20 +80,39 @@ def _scheme(name: str) -> SecuritySchemeData:
     return SecuritySchemeData(type=SecureType.HTTP, scheme=name)
 
 
+def _scopes(scope: Scope) -> list[dict[str, list[str]]]:
+    """What the document says of a responder (OpenAPI 3.1, Security Requirement Object)."""
+    return [{"token": [scope.value]}, {"browser": [scope.value]}]
+
+
 api = SpecTree(
     "falcon",
     title="mailpoll",
     description="The mail of many IMAP mailboxes in your own database and object store.",
     version=f"v{__version__}",
     before=_refuse,
+    validation_error_model=schemas.Problem,
     annotations=False,
     mode="strict",  # the docs page and this document are not listed in it
     security_schemes=[
         SecurityScheme(name="token", data=_scheme("bearer")),
         SecurityScheme(name="browser", data=_scheme("basic")),
     ],
-    security=[{"token": []}, {"browser": []}],
+    security=_scopes(Scope.ADMIN),
 )
+
+
+def route(scope: Scope, **parts: Any) -> Callable[[Any], Any]:
+    """Declare a responder: the scope that its callers' keys need, and its part of the document.
+
+    Parameters:
+      parts: as of ``SpecTree.validate``.
+    """
+
+    def declare(responder: Any) -> Any:
+        return needs(scope)(api.validate(security=_scopes(scope), **parts)(responder))
+
+    return declare
 
 
 def send(resp: falcon.Response, model: BaseModel) -> None:
@@ -79,22 +122,52 @@ def send(resp: falcon.Response, model: BaseModel) -> None:
 
 
 def document() -> dict[str, Any]:
-    """SpecTree's document; it gives the bounds of integers in paths as strings."""
+    """SpecTree's document, with what it leaves out: the answers that every operation shares."""
+    schemas_of = api.spec["components"]["schemas"]
+    # "Problem.", a hash, and for parts of it their own name.
+    (name,) = (name for name in schemas_of if re.fullmatch(r"Problem\.\w+", name))
+    problem = {PROBLEM_JSON: {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+    api.spec["paths"][IMPORT]["post"]["requestBody"] = FILE
     for operations in api.spec["paths"].values():
         for operation in operations.values():
-            for parameter in operation["parameters"]:
-                schema = parameter["schema"]
-                for bound in {"minimum", "maximum"} & schema.keys():
-                    schema |= {bound: int(schema[bound]), "format": "int64"}
+            _complete(operation, problem)
+            _loosen(operation, schemas_of)
     return dict(api.spec)
 
 
+def _loosen(operation: dict[str, Any], schemas_of: dict[str, Any]) -> None:
+    """A body of which no field is required need not be there."""
+    body = operation.get("requestBody")
+    if body and falcon.MEDIA_JSON in body["content"]:
+        reference = body["content"][falcon.MEDIA_JSON]["schema"]["$ref"]
+        body["required"] = bool(schemas_of[reference.rpartition("/")[2]].get("required"))
+
+
+def _complete(operation: dict[str, Any], problem: dict[str, Any]) -> None:
+    # It gives the bounds of integers in paths as strings.
+    for parameter in operation["parameters"]:
+        schema = parameter["schema"]
+        for bound in {"minimum", "maximum"} & schema.keys():
+            schema |= {bound: int(schema[bound]), "format": "int64"}
+    answers = operation["responses"]
+    answers.setdefault("414", {"description": "URI Too Long"})  # by gunicorn, before all else
+    everywhere = [] if operation.get("security") == [] else BEHIND_THE_KEY
+    for status in (*everywhere, *(WITH_BODY if "requestBody" in operation else ())):
+        title = falcon.code_to_http_status(status).partition(" ")[2]
+        answers.setdefault(str(status), {"description": title, "content": problem})
+    for answer in answers.values():
+        if answer.get("content", {}).get(falcon.MEDIA_JSON) == problem[PROBLEM_JSON]:
+            answer["content"] = problem
+
+
 class OpenApiDocument:
+    @needs(Scope.READ)
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.media = document()
 
 
 class DocsPage:
+    @needs(Scope.READ)
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.content_type = falcon.MEDIA_HTML
         resp.set_header("Content-Security-Policy", CONTENT_POLICY)
@@ -102,6 +175,7 @@ class DocsPage:
 
 
 class DocsStart:
+    @needs(Scope.READ)
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.content_type = "text/javascript"
         resp.text = START

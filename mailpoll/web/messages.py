@@ -1,6 +1,8 @@
 """Stored mail: lists, whole messages, raw bytes, attachments, replay."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
@@ -8,21 +10,29 @@ import falcon
 from peewee import OP, SQL, Expression, NodeList, Tuple, fn
 from spectree import Response
 
-from .. import accounts, database, queues, runtime
+from .. import accounts, audit, database, holds, queues, runtime, signatures
 from ..actors import process_message
+from ..blobs import StorageType
+from ..inside import files_of, look
 from ..models import (
     UNFINISHED,
+    UNSEEN,
     AccountState,
     EmailAccount,
     EmailAttachment,
+    EmailFlag,
     EmailFolder,
     EmailLocation,
     EmailRawMessage,
     MessageStatus,
+    Scope,
 )
+from ..parsing.authentication import authentication
+from ..parsing.replies import reply_of
+from ..parsing.tnef import Tnef
 from . import paging, problems, schemas
-from .accounts import account_or_404
-from .documents import MESSAGES, api, send
+from .accounts import account_or_404, show_hold
+from .documents import MESSAGES, route, send
 
 #: Types that no browser runs; everything else goes out as plain bytes.
 HARMLESS = frozenset(
@@ -44,6 +54,8 @@ SUMMARY = (
     EmailRawMessage.sha256,
     EmailRawMessage.storage_type,
     EmailRawMessage.attachment_count,
+    EmailRawMessage.thread_id,
+    EmailRawMessage.preview,
     EmailRawMessage.error,
 )
 
@@ -57,7 +69,7 @@ def message_or_404(message_id: int) -> EmailRawMessage:
     table = EmailRawMessage
     with database.connected():
         message = (
-            table.select(table, EmailAccount.uuid)
+            table.select(table, EmailAccount.id, EmailAccount.uuid, EmailAccount.sync_flags)
             .join(EmailAccount)
             .where(table.id == message_id, EmailAccount.state != AccountState.DELETING)
             .get_or_none()
@@ -67,7 +79,7 @@ def message_or_404(message_id: int) -> EmailRawMessage:
     return message  # type: ignore[no-any-return]
 
 
-def _summary(message: EmailRawMessage, account_uuid: str) -> dict[str, Any]:
+def summary(message: EmailRawMessage, account_uuid: str) -> dict[str, Any]:
     return {
         "account_id": account_uuid,
         "from_": message.from_addresses or [],
@@ -79,7 +91,9 @@ def _summary(message: EmailRawMessage, account_uuid: str) -> dict[str, Any]:
     }
 
 
-def _whole(message: EmailRawMessage) -> schemas.Message:
+def _whole(
+    message: EmailRawMessage, signed: list[signatures.Signature] | None = None
+) -> schemas.Message:
     with database.connected():
         attachments = list(
             EmailAttachment.select()
@@ -91,8 +105,11 @@ def _whole(message: EmailRawMessage) -> schemas.Message:
             .join(EmailFolder)
             .where(EmailLocation.message == message)
         )
+    hold = holds.of_message(message.id)
     return schemas.Message(
-        **_summary(message, message.account.uuid),
+        **summary(message, message.account.uuid),
+        **_extras(message, attachments),
+        dkim=None if signed is None else [schemas.DkimSignature(**asdict(one)) for one in signed],
         to=message.to_addresses or [],
         cc=message.cc_addresses or [],
         bcc=message.bcc_addresses or [],
@@ -106,14 +123,67 @@ def _whole(message: EmailRawMessage) -> schemas.Message:
         html=message.html_body,
         attachments=[_attachment(row) for row in attachments],
         locations=[
-            schemas.Location(folder=row.folder.name, uidvalidity=row.uidvalidity, uid=row.uid)
+            schemas.Location(
+                folder=row.folder.name,
+                uidvalidity=row.uidvalidity,
+                uid=row.uid,
+                flags=row.flags if message.account.sync_flags else None,
+                labels=row.labels if message.account.sync_flags else None,
+                expunged_at=row.expunged_at,
+            )
             for row in locations
         ],
+        hold=hold and show_hold(hold, message.account.uuid),
         attempts=message.attempts,
         processed_at=message.processed_at,
         parser=message.parser,
         defects=message.defects or [],
     )
+
+
+def _extras(message: EmailRawMessage, attachments: Sequence[EmailAttachment]) -> dict[str, Any]:
+    """What is worked out when a message is looked at."""
+    inside = look(attachments)
+    facts = authentication(message.headers or [])
+    shown = {row.content_id: row.position for row in reversed(attachments) if row.content_id}
+    return {
+        "reply_text": None if message.text_body is None else reply_of(message.text_body),
+        "inline": shown,
+        "calendars": [
+            schemas.Calendar(n=n, **asdict(found)) for n, found in inside.calendars.items()
+        ],
+        "tnef": [_tnef(n, found) for n, found in inside.tnef.items()],
+        "not_read": inside.failed,
+        "authentication": facts and schemas.AuthenticationResults(**asdict(facts)),
+    }
+
+
+def _tnef(n: int, found: Tnef) -> schemas.Tnef:
+    files = [
+        schemas.TnefFile(
+            k=k,
+            name=file.name,
+            safe_name=file.safe_name,
+            content_type=file.content_type,
+            size=len(file.content),
+            sha256=hashlib.sha256(file.content).hexdigest(),
+        )
+        for k, file in enumerate(found.files)
+    ]
+    return schemas.Tnef(
+        n=n,
+        subject=found.subject,
+        text=found.text,
+        html=found.html,
+        files=files,
+        complete=found.complete,
+    )
+
+
+def _signatures(message: EmailRawMessage) -> list[signatures.Signature]:
+    kind = StorageType(message.storage_type)
+    with runtime.storage().open(message.storage_key, kind) as stream:
+        return signatures.check(stream.read(signatures.MAX_BYTES + 1))
 
 
 def _attachment(row: EmailAttachment) -> schemas.Attachment:
@@ -122,7 +192,8 @@ def _attachment(row: EmailAttachment) -> schemas.Attachment:
 
 
 class MessageList:
-    @api.validate(
+    @route(
+        Scope.READ,
         query=schemas.MessageQuery,
         resp=Response(HTTP_200=schemas.MessagePage, HTTP_404=schemas.Problem),
         tags=[MESSAGES],
@@ -131,13 +202,17 @@ class MessageList:
         """List a mailbox's messages, newest first"""
         account = account_or_404(account_id)
         query: schemas.MessageQuery = req.context.query
+        asked = {"flag": query.flag, "unseen": query.unseen}
+        for name, value in asked.items():
+            if value is not None and not account.sync_flags:
+                raise problems.field_problem(name, "the account does not follow flags: sync_flags")
         with database.connected():
             found = _find(account, query)
         items = found[: query.limit]
         following = None
         if len(found) > query.limit:
             following = paging.encode(items[-1].internal_date, items[-1].id)
-        page = [schemas.MessageSummary(**_summary(row, account.uuid)) for row in items]
+        page = [schemas.MessageSummary(**summary(row, account.uuid)) for row in items]
         send(resp, schemas.MessagePage(items=page, next=following))
 
 
@@ -152,12 +227,20 @@ def _find(account: EmailAccount, query: schemas.MessageQuery) -> list[EmailRawMe
     if folders == []:
         return []
     few = query.sha256 or query.message_id or query.status in UNFINISHED_STATUSES
-    if folders and not few:
+    flags = _flags(query)
+    if flags and not few:
+        ids = _flagged(account, folders, flags, query)
+        if not ids:
+            return []
+        rows = table.select(*SUMMARY).where(table.id.in_(ids))
+    elif folders and not few:
         rows = table.select(*SUMMARY).where(table.id.in_(_newest_of(folders, query)))
     else:
         rows = _filtered(account, query)
         if folders:
             rows = rows.where(fn.EXISTS(_place_in(folders)))
+        for flag in flags:
+            rows = rows.where(fn.EXISTS(_has_flag(account, folders, flag)))
     return list(rows.order_by(table.internal_date.desc(), table.id.desc()).limit(query.limit + 1))
 
 
@@ -173,6 +256,52 @@ def _place_in(folders: list[int]) -> Any:
     return place.select(place.id).where(
         place.message == EmailRawMessage.id, place.folder.in_(folders)
     )
+
+
+def _flags(query: schemas.MessageQuery) -> list[str]:
+    """What the index of flags is to be asked for."""
+    found = [] if query.flag is None else [query.flag.lower()]
+    if query.unseen is not None:
+        found.append(UNSEEN if query.unseen else "\\seen")
+    return found
+
+
+def _has_flag(account: EmailAccount, folders: list[int] | None, flag: str) -> Any:
+    index, message = EmailFlag, EmailRawMessage
+    rows = index.select(index.location).where(
+        index.account == account.id,
+        index.flag == flag,
+        index.message_date == message.internal_date,
+        index.message_id == message.id,
+    )
+    return rows.where(index.folder.in_(folders)) if folders else rows
+
+
+def _flagged(
+    account: EmailAccount,
+    folders: list[int] | None,
+    flags: list[str],
+    query: schemas.MessageQuery,
+) -> list[int]:
+    """The ids of a page of messages with a place that has all the flags, each once."""
+    index = EmailFlag
+    order = (index.message_date, index.message_id)
+    where = index.folder.in_(folders) if folders else index.account == account.id
+    rows = index.select(index.message_id).where(
+        where, index.flag == flags[0], *_between(query, *order)
+    )
+    for flag in flags[1:]:
+        other = index.alias()
+        same = (other.location == index.location) & (other.flag == flag)
+        rows = rows.where(fn.EXISTS(other.select(other.location).where(same)))
+    if query.status:
+        message = EmailRawMessage
+        of_status = message.select(message.id).where(
+            message.id == index.message_id, message.status == query.status
+        )
+        rows = rows.where(fn.EXISTS(of_status))
+    rows = rows.group_by(*order).order_by(*(column.desc() for column in order))
+    return [message_id for (message_id,) in rows.limit(query.limit + 1).tuples()]
 
 
 def _newest_of(folders: list[int], query: schemas.MessageQuery) -> list[int]:
@@ -219,35 +348,63 @@ def _between(query: schemas.MessageQuery, moment: Any, row_id: Any) -> Iterator[
 
 
 class MessageItem:
-    @api.validate(
-        resp=Response(HTTP_200=schemas.Message, HTTP_404=schemas.Problem), tags=[MESSAGES]
+    @route(
+        Scope.READ,
+        query=schemas.MessageDetail,
+        resp=Response(HTTP_200=schemas.Message, HTTP_404=schemas.Problem),
+        tags=[MESSAGES],
     )
     def on_get(self, req: falcon.Request, resp: falcon.Response, message_id: int) -> None:
         """Show a message: fields, bodies, attachments, places"""
-        send(resp, _whole(message_or_404(message_id)))
+        message = message_or_404(message_id)
+        signed = _signatures(message) if req.context.query.verify else None
+        send(resp, _whole(message, signed))
 
 
 class RawMessage:
-    @api.validate(resp=Response("HTTP_200", HTTP_404=schemas.Problem), tags=[MESSAGES])
+    @route(Scope.READ, resp=Response("HTTP_200", HTTP_404=schemas.Problem), tags=[MESSAGES])
     def on_get(self, req: falcon.Request, resp: falcon.Response, message_id: int) -> None:
         """Download the exact bytes that the server sent"""
         row = message_or_404(message_id)
+        audit.record("message.download", "message", str(row.id))
         _download(resp, row, "message/rfc822", f"message-{row.id}.eml")
 
 
 class AttachmentItem:
-    @api.validate(resp=Response("HTTP_200", HTTP_404=schemas.Problem), tags=[MESSAGES])
+    @route(Scope.READ, resp=Response("HTTP_200", HTTP_404=schemas.Problem), tags=[MESSAGES])
     def on_get(self, req: falcon.Request, resp: falcon.Response, message_id: int, n: int) -> None:
         """Download an attachment, decoded"""
-        message = message_or_404(message_id)
-        table = EmailAttachment
-        with database.connected():
-            row = table.get_or_none(table.message == message, table.position == n)
-        if row is None:
-            raise problems.not_found("attachment")
+        row = _attachment_or_404(message_id, n)
+        audit.record("attachment.download", "attachment", f"{message_id}/{n}")
         harmless = row.content_type in HARMLESS
         kind = row.content_type if harmless else "application/octet-stream"
         _download(resp, row, kind, row.safe_name)
+
+
+class AttachedFile:
+    @route(Scope.READ, resp=Response("HTTP_200", HTTP_404=schemas.Problem), tags=[MESSAGES])
+    def on_get(
+        self, req: falcon.Request, resp: falcon.Response, message_id: int, n: int, k: int
+    ) -> None:
+        """Download a file that is in a winmail.dat"""
+        files = files_of(_attachment_or_404(message_id, n))
+        if k >= len(files):
+            raise problems.not_found("file")
+        audit.record("attachment.download", "attachment", f"{message_id}/{n}/{k}")
+        resp.content_type = "application/octet-stream"
+        resp.downloadable_as = files[k].safe_name
+        resp.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
+        resp.data = files[k].content
+
+
+def _attachment_or_404(message_id: int, n: int) -> EmailAttachment:
+    message = message_or_404(message_id)
+    table = EmailAttachment
+    with database.connected():
+        row = table.get_or_none(table.message == message, table.position == n)
+    if row is None:
+        raise problems.not_found("attachment")
+    return row  # type: ignore[no-any-return]
 
 
 def _download(
@@ -262,7 +419,8 @@ def _download(
 
 
 class MessageRetry:
-    @api.validate(
+    @route(
+        Scope.OPERATE,
         resp=Response(HTTP_202=schemas.Message, HTTP_404=schemas.Problem, HTTP_409=schemas.Problem),
         tags=[MESSAGES],
     )
@@ -281,5 +439,7 @@ def install(app: "falcon.App[Any, Any]") -> None:
     app.add_route("/admin/email-accounts/{account_id:uuid}/messages", MessageList())
     app.add_route(message, MessageItem())
     app.add_route(f"{message}/raw", RawMessage())
-    app.add_route(f"{message}/attachments/{{n:int(min=0, max=1000000)}}", AttachmentItem())
+    attachment = f"{message}/attachments/{{n:int(min=0, max=1000000)}}"
+    app.add_route(attachment, AttachmentItem())
+    app.add_route(f"{attachment}/files/{{k:int(min=0, max=1000000)}}", AttachedFile())
     app.add_route(f"{message}/retry", MessageRetry())

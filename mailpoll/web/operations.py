@@ -1,5 +1,6 @@
 """For operators: figures of all accounts, queues and tasks, health, metrics."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,11 +9,13 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CollectorRegistry
 from spectree import Response
 
-from .. import database, migrate, queues, runtime, stats
+from .. import __version__, alarms, audit, database, migrate, queues, runtime, stats
 from ..broker import Broker
 from ..middleware import task_stats
+from ..models import Scope
+from ..settings import settings
 from . import problems, schemas
-from .documents import OPERATIONS, api, send
+from .documents import OPERATIONS, api, route, send
 from .metrics import Figures
 
 #: Dead messages that are listed.
@@ -20,17 +23,44 @@ DEAD = 100
 
 
 class OverallStatistics:
-    @api.validate(resp=Response(HTTP_200=schemas.Stats), tags=[OPERATIONS])
+    @route(Scope.READ, resp=Response(HTTP_200=schemas.Stats), tags=[OPERATIONS])
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Figures of all mailboxes"""
         send(resp, schemas.Stats(**stats.overall_stats()))
+
+
+class HourList:
+    @route(
+        Scope.READ,
+        query=schemas.HoursQuery,
+        resp=Response(HTTP_200=schemas.Hours),
+        tags=[OPERATIONS],
+    )
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Messages stored in each of the latest hours
+
+        Oldest first; the last one is not over. Deleted accounts are in it.
+        """
+        query: schemas.HoursQuery = req.context.query
+        items = [schemas.Hour(**one) for one in stats.hours(query.hours)]
+        send(resp, schemas.Hours(items=items))
+
+
+class SettingList:
+    @route(Scope.ADMIN, resp=Response(HTTP_200=schemas.SettingList), tags=[OPERATIONS])
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """The configuration of this process, without its secrets"""
+        config = settings()
+        items = [schemas.Setting(**asdict(one)) for one in config.public()]
+        found = schemas.SettingList(version=__version__, items=items, concerns=config.concerns())
+        send(resp, found)
 
 
 class TaskList:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    @api.validate(resp=Response(HTTP_200=schemas.Tasks), tags=[OPERATIONS])
+    @route(Scope.READ, resp=Response(HTTP_200=schemas.Tasks), tags=[OPERATIONS])
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Queues, runs of each task, and dead messages"""
         sizes = queues.sizes(self._broker)
@@ -82,7 +112,8 @@ class DeadRetry:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    @api.validate(
+    @route(
+        Scope.OPERATE,
         resp=Response("HTTP_202", HTTP_404=schemas.Problem),
         tags=[OPERATIONS],
     )
@@ -90,8 +121,30 @@ class DeadRetry:
         """Enqueue a dead message once more"""
         if not queues.revive(self._broker, task_id):
             raise problems.not_found("dead message")
+        audit.record("task.retry", "task", task_id)
         resp.status = falcon.HTTP_202
         resp.media = {"id": task_id, "enqueued": True}
+
+
+class AlarmList:
+    @route(Scope.READ, resp=Response(HTTP_200=schemas.Alarms), tags=[OPERATIONS])
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Alarms that hold, and those that are over, newest first"""
+        items = [
+            schemas.Alarm(
+                name=alarm.name,
+                holds=alarm.cleared_at is None,
+                since=alarm.since,
+                seen_at=alarm.seen_at,
+                cleared_at=alarm.cleared_at,
+                amount=alarm.amount,
+                words=alarm.words,
+                advice=alarms.ALARMS[alarm.name].advice,
+                notified_at=alarm.notified_at,
+            )
+            for alarm in alarms.known()
+        ]
+        send(resp, schemas.Alarms(items=items))
 
 
 class Health:
@@ -105,8 +158,10 @@ class Readiness:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    @api.validate(
-        resp=Response(HTTP_200=schemas.Readiness, HTTP_503=schemas.Readiness), tags=[OPERATIONS]
+    @route(
+        Scope.READ,
+        resp=Response(HTTP_200=schemas.Readiness, HTTP_503=schemas.Readiness),
+        tags=[OPERATIONS],
     )
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Whether the database, the queue and the store answer, each by name"""
@@ -144,7 +199,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(Figures(broker))
 
-    @api.validate(resp=Response("HTTP_200"), tags=[OPERATIONS])
+    @route(Scope.READ, resp=Response("HTTP_200"), tags=[OPERATIONS])
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Prometheus metrics"""
         resp.content_type = "text/plain; version=0.0.4; charset=utf-8"
@@ -153,8 +208,11 @@ class Metrics:
 
 def install(app: "falcon.App[Any, Any]", broker: Broker) -> None:
     app.add_route("/admin/stats", OverallStatistics())
+    app.add_route("/admin/stats/hours", HourList())
+    app.add_route("/admin/settings", SettingList())
     app.add_route("/admin/tasks", TaskList(broker))
     app.add_route("/admin/tasks/dead/{task_id}/retry", DeadRetry(broker))
+    app.add_route("/admin/alarms", AlarmList())
     app.add_route("/healthz", Health())
     app.add_route("/readyz", Readiness(broker))
     app.add_route("/metrics", Metrics(broker))

@@ -204,14 +204,18 @@ def test_a_time_without_offset_is_in_utc(system: System, address: str) -> None:
     assert system.get(f"{URL}/{account}")["import_since"] == "2026-01-31T12:00:00Z"
 
 
-def test_it_is_added_while_the_queue_is_away(embedded: System, address: str) -> None:
+def test_it_is_added_while_the_queue_is_away(
+    embedded: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a Redis that is gone
     (closed,) = free_ports(1)
     pool = embedded.broker.client.connection_pool
-    pool.disconnect()
-    pool.connection_kwargs["port"] = closed
-    # When an account is added
-    answer = embedded.api.simulate_post(URL, json=embedded.new_account(address))
+    pool.reset()
+    with monkeypatch.context() as patch:
+        patch.setitem(pool.connection_kwargs, "port", closed)
+        # When an account is added
+        answer = embedded.api.simulate_post(URL, json=embedded.new_account(address))
+    pool.reset()
     # Then it is there, due now, and not reported as failed
     assert answer.status_code == 201, answer.text
     assert [item["address"] for item in embedded.get(URL)["items"]] == [address]

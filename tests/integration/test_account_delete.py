@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from mailpoll import accounts, actors, database, queues
+from mailpoll import accounts, actors, database, runtime
 from mailpoll.actors import process
 from mailpoll.actors.delete import LEASE
 from mailpoll.actors.poll import poll
@@ -84,8 +84,8 @@ def test_nothing_is_left(system: System, address: str) -> None:
     assert blobs(account) == []
     assert keys(system) == set()
     shown = system.get(f"/admin/jobs/{job['id']}")
-    assert shown["counts"]["messages"] == 250
-    assert shown["counts"]["blobs"] == 500
+    assert shown["counts"]["email_raw_messages"] == 250
+    assert sum(n for name, n in shown["counts"].items() if name.startswith("objects_")) == 500
     assert shown["finished_at"] is not None
     assert system.get("/admin/stats")["messages"] == 0
 
@@ -146,7 +146,7 @@ def test_deleting_while_mail_comes_in_leaves_nothing(system: System, address: st
     assert blobs(account) == []
 
 
-@pytest.mark.parametrize("step", ["queues", "messages", "account", "blobs"])
+@pytest.mark.parametrize("step", ["queues", "messages", "account", "blobs", "scan"])
 def test_a_job_whose_worker_died_is_resumed_when_its_lease_ends(
     system: System, address: str, step: str
 ) -> None:
@@ -158,7 +158,7 @@ def test_a_job_whose_worker_died_is_resumed_when_its_lease_ends(
         row = EmailJob.get(EmailJob.uuid == job["id"])
     system.broker.flush_all()
     # Given a worker that did all before this step and died in it, holding the lease
-    steps = ["queues", "messages", "account", "blobs"]
+    steps = ["queues", "messages", "account", "blobs", "scan"]
     for done_before in itertools.takewhile(lambda name: name != step, steps):
         _run_step(system, row, done_before)
     change_jobs(lease_until=database.now() + timedelta(seconds=LEASE), step=step)
@@ -178,12 +178,15 @@ def _run_step(system: System, row: EmailJob, step: str) -> None:
 
     match step:
         case "queues":
-            queues.forget(system.broker, row.account_id, lambda ids: set())
+            steps._clear(row, "queue_entries")
         case "messages":
             while steps._delete_messages(row):
                 pass
         case "account":
             steps._delete_account_rows(row)
+        case "blobs":
+            for store_type in runtime.storage().stores:
+                steps._clear(row, f"objects_{store_type}")
 
 
 def test_a_deletion_and_a_commit_do_not_wait_in_a_circle(system: System, address: str) -> None:

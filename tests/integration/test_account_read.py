@@ -56,7 +56,7 @@ def test_a_part_of_the_address_filters_and_is_no_pattern(system: System) -> None
         "state=deleting",
         "state=%27",
         "address=%00",
-        "sort=address",
+        "sort=colour",
         "cursor=!!!",
         "cursor=%C3%A9",
         "cursor=bnVsbA",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from mailpoll import database
@@ -17,9 +18,9 @@ from tests.servers.valkey import Valkey
 def cut_redis_off(system: System) -> None:
     """Let this process's Redis client find a closed port from now on."""
     (closed,) = free_ports(1)
-    pool = system.broker.client.connection_pool
-    pool.disconnect()
-    pool.connection_kwargs["port"] = closed
+    # Another pool: a thread that still uses a connection of this one would give it back to it.
+    pool = redis.ConnectionPool.from_url(f"redis://127.0.0.1:{closed}")
+    system.broker.client.connection_pool = pool
 
 
 def cut_database_off() -> None:

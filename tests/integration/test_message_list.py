@@ -185,6 +185,12 @@ PLANS = {
         "email_locations_newest (folder_id=? AND (message_date,message_id)<(?,?))"
     ),
     "folder=INBOX&status=processed": "email_locations_newest (folder_id=?)",
+    "unseen=true": "email_flags_account (account_id=? AND flag=?)",
+    "flag=x&status=processed": "email_flags_account (account_id=? AND flag=?)",
+    "unseen=false&folder=INBOX": "email_flags_folder (folder_id=? AND flag=?)",
+    "unseen=true&cursor={cursor}": (
+        "email_flags_account (account_id=? AND flag=? AND (message_date,message_id)<(?,?))"
+    ),
     "message_id=x": "email_raw_messages_message_id (message_id=?)",
     "message_id=x&folder=INBOX": "email_raw_messages_message_id (message_id=?)",
     "sha256=" + "0" * 64: "(account_id=? AND sha256=?)",
@@ -196,7 +202,7 @@ def test_a_page_costs_the_same_whatever_is_stored(
     embedded: System, address: str, query: str
 ) -> None:
     deliver(embedded, address, range(3))
-    account = embedded.add_account(address)
+    account = embedded.add_account(address, sync_flags=True)
     embedded.poll_and_process(account)
     cursor = embedded.get(f"{URL}/{account}/messages", limit=1)["next"]
     with watched() as statements:
@@ -266,6 +272,10 @@ def test_mail_of_other_accounts_is_not_listed(system: System, account: str, addr
         "sha256=" + "A" * 64,
         "folder=%00",
         "message_id=%00",
+        "flag=%00",
+        "flag=",
+        "unseen=perhaps",
+        "unseen=true",
         "order=subject",
         "cursor=x",
         "cursor=W10",
