@@ -1,0 +1,371 @@
+"""``/accounts``: mailboxes; one of them; adding, changing and deleting."""
+
+import time
+from collections import defaultdict
+from typing import Any
+from uuid import UUID
+
+import falcon
+
+from ... import runtime
+from ...crypto import DecryptionError
+from ...models import Scope
+from .. import account_files
+from ..auth import needs, require
+from . import forms, render
+from .base import Page, go
+from .client import Api, Refused
+
+BASE = "/admin/email-accounts"
+#: Accounts of a page.
+LISTED = 50
+#: What can be done to many accounts: the word in the address afterwards, and the scope it needs.
+BULK = {
+    "poll": ("polled", Scope.OPERATE),
+    "pause": ("paused", Scope.OPERATE),
+    "resume": ("resumed", Scope.OPERATE),
+    "delete": ("deleting", Scope.ADMIN),
+}
+VERBS = {"poll": "polled", "pause": "paused", "resume": "resumed", "reconcile": "reconciled"}
+#: The most lines of a file of accounts, and its bytes.
+LINES, CSV_BYTES = 200, 60_000
+#: Seconds between looking at a file and adding what is in it.
+SEALED = 3_600
+SEAL = "console:accounts"
+
+
+class Accounts(Page):
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        api = self.api(req, resp)
+        chosen = {name: req.get_param(name) or "" for name in ("address", "state", "sort")}
+        sort = chosen["sort"].removeprefix("-")
+        asked = {**chosen, "sort": sort, "descending": sort != chosen["sort"]}
+        cursor = req.get_param("cursor")
+        found = api.get(BASE, **asked, cursor=cursor, limit=LISTED, figures=True)
+        render.page(
+            req,
+            resp,
+            "accounts.html",
+            accounts=found["items"],
+            following=found["next"],
+            chosen=chosen,
+            states=api.get("/admin/stats")["accounts"],
+        )
+
+
+class Bulk(Page):
+    """One thing done to the accounts that are ticked."""
+
+    @needs(Scope.OPERATE)
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        form = forms.read(req)
+        action, chosen = form.get("action"), list(dict.fromkeys(form.all("id")))
+        if action not in BULK:
+            raise falcon.HTTPBadRequest(description="choose what to do")
+        word, scope = BULK[action]
+        require(req, scope)
+        api = self.api(req, resp)
+        if not chosen:
+            go(resp, "/accounts")
+        elif action == "delete" and form.get("sure") != "yes":
+            accounts = [api.get(f"{BASE}/{_uuid(one)}") for one in chosen]
+            render.page(req, resp, "accounts_delete.html", accounts=accounts)
+        else:
+            done = sum(_done(api, action, _uuid(one)) for one in chosen)
+            target = "/deletions" if action == "delete" else "/accounts"
+            go(resp, target, word, done)
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise falcon.HTTPBadRequest(description="that is no account") from None
+
+
+def _done(api: Api, action: str, account: UUID) -> bool:
+    """Whether it worked; an account that is gone, or paused when it should be polled, is passed."""
+    try:
+        if action == "delete":
+            api.delete(f"{BASE}/{account}")
+        else:
+            api.post(f"{BASE}/{account}/{action}")
+    except Refused as error:
+        if error.status in (404, 409):
+            return False
+        raise
+    return True
+
+
+class NewAccount(Page):
+    @needs(Scope.ADMIN)
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        self._show(req, resp, {})
+
+    @needs(Scope.ADMIN)
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        form = forms.read(req)
+        api = self.api(req, resp)
+        names = ("address", "host", "port", "security", "username", "folders", "poll_interval")
+        filled: dict[str, Any] = form.given(*names, "poll_interval_max", "import_since")
+        filled["push"] = form.get("push") == "yes"
+        step = form.get("do")
+        try:
+            if step == "find" or (step == "test" and "host" not in filled):
+                found = api.post("/admin/discover", {"address": filled.get("address", "")})
+                filled |= {name: found[name] for name in ("host", "port", "security")}
+                filled.setdefault("username", found["username"] or "")
+                if step == "find":
+                    self._show(req, resp, filled, place=found)
+                    return
+            wanted = account_files.account_fields(filled, form.secret("password"))
+            if step == "test":
+                tested = api.post(f"{BASE}/test", wanted)
+                self._show(req, resp, filled, tested=tested)
+                return
+            account = api.post(BASE, wanted)
+        except Refused as error:
+            if error.status not in (409, 422):
+                raise
+            self._show(req, resp, filled, refused=error)
+            return
+        go(resp, f"/accounts/{account['id']}", "added")
+
+    def _show(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        filled: dict[str, Any],
+        place: dict[str, Any] | None = None,
+        tested: dict[str, Any] | None = None,
+        refused: Refused | None = None,
+    ) -> None:
+        render.page(
+            req,
+            resp,
+            "account_new.html",
+            filled=defaultdict(str, filled),
+            place=place,
+            tested=tested,
+            refused=refused,
+            errors=refused.fields if refused else {},
+        )
+        if refused:
+            resp.status = falcon.HTTP_422
+
+
+class ImportAccounts(Page):
+    """Many accounts from a file: first it is only looked at."""
+
+    @needs(Scope.ADMIN)
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        self._show(req, resp)
+
+    @needs(Scope.ADMIN)
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        form = forms.read(req)
+        sealed = form.get("sealed")
+        text = _unsealed(sealed) if sealed else (form.secret("file") or form.secret("text"))
+        try:
+            rows = _rows(text)
+            body = {"accounts": rows, "dry_run": not sealed}
+            report = self.api(req, resp).post(f"{BASE}/import", body)
+        except ValueError as error:
+            self._show(req, resp, wrong=str(error))
+            return
+        except Refused as error:
+            self._show(req, resp, wrong=error.detail)
+            return
+        # The file holds passwords: the page carries it sealed.
+        again = "" if sealed else _sealed(text)
+        self._show(req, resp, report=report, sealed=again)
+
+    def _show(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        report: dict[str, Any] | None = None,
+        sealed: str = "",
+        wrong: str = "",
+    ) -> None:
+        values = {
+            "report": report,
+            "sealed": sealed,
+            "wrong": wrong,
+            "columns": account_files.COLUMNS,
+        }
+        render.page(req, resp, "accounts_import.html", **values)
+        if wrong:
+            resp.status = falcon.HTTP_422
+
+
+def _sealed(text: str) -> str:
+    return runtime.keyring().encrypt(f"{int(time.time()) + SEALED}:{text}", SEAL)
+
+
+def _unsealed(value: str) -> str:
+    try:
+        end, _, text = runtime.keyring().decrypt(value, SEAL).partition(":")
+    except DecryptionError:
+        raise falcon.HTTPBadRequest(description="choose the file again") from None
+    if int(end) < time.time():
+        raise falcon.HTTPBadRequest(description="it took too long: choose the file again")
+    return text
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    """The accounts of a CSV file.
+
+    Raises:
+      ValueError: it is none; says why.
+    """
+    if len(text.encode()) > CSV_BYTES:
+        raise ValueError(f"The file is larger than {CSV_BYTES:,} bytes: split it.")
+    if not text.replace("\0", "").strip():
+        raise ValueError("Choose a file, or paste its lines.")
+    found = account_files.accounts_of(text)
+    if len(found) > LINES:
+        raise ValueError(f"The file should have from 1 to {LINES} accounts.")
+    return found
+
+
+class Account(Page):
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
+        self.show(req, resp, account_id)
+
+    def show(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        account_id: UUID,
+        tested: dict[str, Any] | None = None,
+        refused: Refused | None = None,
+    ) -> None:
+        api = self.api(req, resp)
+        account = api.get(f"{BASE}/{account_id}")
+        events = api.get("/admin/events", account=account_id, newest=True, limit=8)["items"]
+        render.page(
+            req,
+            resp,
+            "account.html",
+            account=account,
+            stats=api.get(f"{BASE}/{account_id}/stats"),
+            events=events,
+            tested=tested,
+            refused=refused,
+        )
+
+
+class AccountVerb(Account):
+    """Poll, pause, resume, compare, test."""
+
+    @needs(Scope.OPERATE)
+    def on_post(
+        self, req: falcon.Request, resp: falcon.Response, account_id: UUID, verb: str
+    ) -> None:
+        if verb not in (*VERBS, "test"):
+            raise falcon.HTTPNotFound
+        api = self.api(req, resp)
+        try:
+            found = api.post(f"{BASE}/{account_id}/{verb}")
+        except Refused as error:
+            if error.status not in (409, 422):
+                raise
+            self.show(req, resp, account_id, refused=error)
+            resp.status = error.status
+            return
+        if verb == "test":
+            self.show(req, resp, account_id, tested=found)
+        else:
+            go(resp, f"/accounts/{account_id}", VERBS[verb], 1)
+
+
+class EditAccount(Page):
+    @needs(Scope.ADMIN)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
+        account = self.api(req, resp).get(f"{BASE}/{account_id}")
+        self._show(req, resp, account, account)
+
+    @needs(Scope.ADMIN)
+    def on_post(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
+        form = forms.read(req)
+        api = self.api(req, resp)
+        account = api.get(f"{BASE}/{account_id}")
+        names = ("host", "port", "security", "username", "folders", "poll_interval")
+        filled: dict[str, Any] = {name: form.get(name) for name in names}
+        filled["poll_interval_max"] = form.get("poll_interval_max")
+        new = account_files.account_fields(filled, form.secret("password"))
+        new["push"] = form.get("push") == "yes"
+        changed = {name: value for name, value in new.items() if value != account.get(name)}
+        if not new.get("folders") and account["folders"] is not None:
+            changed["folders"] = None
+        changed["test"] = form.get("test") == "yes"
+        try:
+            api.patch(f"{BASE}/{account_id}", changed)
+        except Refused as error:
+            if error.status not in (409, 422):
+                raise
+            self._show(req, resp, account, account | new, error)
+            resp.status = falcon.HTTP_422
+            return
+        go(resp, f"/accounts/{account_id}", "changed")
+
+    def _show(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        account: dict[str, Any],
+        filled: dict[str, Any],
+        refused: Refused | None = None,
+    ) -> None:
+        render.page(
+            req,
+            resp,
+            "account_edit.html",
+            account=account,
+            filled=defaultdict(str, filled),
+            refused=refused,
+            errors=refused.fields if refused else {},
+        )
+
+
+class DeleteAccount(Page):
+    """Asks once more; the form goes to the accounts that are ticked."""
+
+    @needs(Scope.ADMIN)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
+        account = self.api(req, resp).get(f"{BASE}/{account_id}")
+        render.page(req, resp, "accounts_delete.html", accounts=[account])
+
+
+class Deletions(Page):
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        found = self.api(req, resp).get(
+            "/admin/delete-jobs", cursor=req.get_param("cursor"), limit=LISTED
+        )
+        values = {"jobs": found["items"], "following": found["next"]}
+        render.page(req, resp, "deletions.html", **values)
+
+
+class Deletion(Page):
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, job_id: UUID) -> None:
+        job = self.api(req, resp).get(f"/admin/delete-jobs/{job_id}")
+        render.page(req, resp, "deletion.html", job=job)
+
+
+def install(app: "falcon.App[Any, Any]") -> None:
+    account = "/accounts/{account_id:uuid}"
+    app.add_route("/accounts", Accounts(app))
+    app.add_route("/accounts/bulk", Bulk(app))
+    app.add_route("/accounts/new", NewAccount(app))
+    app.add_route("/accounts/import", ImportAccounts(app))
+    app.add_route(account, Account(app))
+    app.add_route(f"{account}/edit", EditAccount(app))
+    app.add_route(f"{account}/delete", DeleteAccount(app))
+    app.add_route(f"{account}/do/{{verb}}", AccountVerb(app))
+    app.add_route("/deletions", Deletions(app))
+    app.add_route("/deletions/{job_id:uuid}", Deletion(app))

@@ -1,0 +1,196 @@
+"""``/messages``: stored mail, and ``/failed``: what of it could not be processed."""
+
+import base64
+from collections.abc import Callable, Iterable
+from typing import Any
+from uuid import UUID
+
+import falcon
+
+from ...models import Scope
+from ..auth import needs
+from ..paging import MAX_ID
+from . import forms, mail, render
+from .base import Page, go
+from .client import Api, Refused
+
+LISTED = 50
+FILTERS = ("status", "folder", "since", "before", "message_id")
+#: Characters of text, and bytes of source, that a page shows; the rest is to be downloaded.
+SHOWN = 40_000
+#: Header lines that are shown, and characters of each.
+HEADERS, HEADER = 150, 500
+VIEWS = ("html", "text", "headers", "source")
+#: Of a download's headers, those that say what it is and how it may be used.
+PASSED_ON = (
+    "content-type",
+    "content-disposition",
+    "content-length",
+    "etag",
+    "content-security-policy",
+)
+
+
+class Messages(Page):
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        api = self.api(req, resp)
+        chosen = {name: req.get_param(name) or "" for name in FILTERS}
+        account, error = req.get_param("account"), req.get_param("error")
+        paging = {"cursor": req.get_param("cursor"), "limit": LISTED}
+        stats = None
+        if account:
+            stats = _stats(api, account)
+            base = f"/admin/email-accounts/{stats['account_id']}/messages"
+            found = api.get(base, **chosen, **paging)
+        else:
+            found = api.get("/admin/messages", status=chosen["status"], error=error, **paging)
+        render.page(
+            req,
+            resp,
+            "messages.html",
+            messages=found["items"],
+            following=found["next"],
+            chosen=chosen,
+            account=stats,
+            error=error or "",
+        )
+
+
+def _stats(api: Api, account: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = api.get(f"/admin/email-accounts/{UUID(account)}/stats")
+    except ValueError:
+        raise falcon.HTTPNotFound(description="there is no such account") from None
+    return found
+
+
+class Message(Page):
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, message_id: int) -> None:
+        api = self.api(req, resp)
+        message = api.get(f"/admin/messages/{message_id}")
+        view = req.get_param("view")
+        if view not in VIEWS:
+            view = "html" if message["html"] else "text"
+        remote = req.get_param("remote") == "yes"
+        values: dict[str, Any] = {"source": "", "blocked": 0}
+        values["cut"] = view == "html" and len(message["html"] or "") > mail.LIMIT
+        if view == "source":
+            raw = api.call("GET", f"/admin/messages/{message_id}/raw").read(SHOWN + 1)
+            values["source"] = raw.decode("utf-8", "replace")
+        if view == "html" and message["html"] and not remote:
+            values["blocked"] = mail.clean(message["html"], {}, remote=False).remote
+        render.page(
+            req,
+            resp,
+            "message.html",
+            message=message,
+            account=api.get(f"/admin/email-accounts/{message['account_id']}"),
+            view=view,
+            remote=remote,
+            headers=[(name, value[:HEADER]) for name, value in message["headers"][:HEADERS]],
+            shown=SHOWN,
+            **values,
+        )
+
+
+class MessageHtml(Page):
+    """The HTML of a message, for a frame: cleaned, and with a policy under which nothing runs."""
+
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, message_id: int) -> None:
+        api = self.api(req, resp)
+        message = api.get(f"/admin/messages/{message_id}")
+        remote = req.get_param("remote") == "yes"
+        html = message["html"] or ""
+        cleaned = mail.clean(html, _pictures(api, message, html), remote=remote)
+        resp.content_type = falcon.MEDIA_HTML
+        resp.set_header("Content-Security-Policy", mail.policy(remote=remote))
+        resp.set_header("Referrer-Policy", "no-referrer")
+        resp.text = mail.FRAME.format(body=cleaned.html)
+
+
+def _pictures(api: Api, message: dict[str, Any], html: str) -> dict[str, str]:
+    """The message's own pictures that its HTML names, as ``data:`` addresses."""
+    found: dict[str, str] = {}
+    room, html = mail.ALL_BYTES, html.lower()
+    for one in message["attachments"]:
+        name = one["content_id"].strip("<>")
+        wanted = name and f"cid:{name}".lower() in html
+        fits = one["size"] <= min(room, mail.PICTURE_BYTES)
+        if wanted and fits and one["content_type"] in mail.PICTURES:
+            path = f"/admin/messages/{message['id']}/attachments/{one['n']}"
+            try:
+                data = api.call("GET", path).read()
+            except Refused:  # the page is worth showing without
+                continue
+            room -= len(data)
+            text = base64.b64encode(data).decode()
+            found[name] = f"data:{one['content_type']};base64,{text}"
+    return found
+
+
+class RawMessage(Page):
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, message_id: int) -> None:
+        _pass_on(resp, self.api(req, resp), f"/admin/messages/{message_id}/raw")
+
+
+class Attachment(Page):
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, message_id: int, n: int) -> None:
+        _pass_on(resp, self.api(req, resp), f"/admin/messages/{message_id}/attachments/{n}")
+
+
+def _pass_on(resp: falcon.Response, api: Api, path: str) -> None:
+    """Stream an answer of the API as it is."""
+    answer = api.call("GET", path)
+    for name in PASSED_ON:
+        if name in answer.headers:
+            resp.set_header(name, answer.headers[name])
+    resp.stream = _Body(answer.body)
+
+
+class _Body:
+    """An answer's body, closed with the response that it goes out with."""
+
+    def __init__(self, parts: Iterable[bytes]) -> None:
+        self._parts = parts
+        self.close: Callable[[], None] = getattr(parts, "close", lambda: None)
+
+    def __iter__(self) -> Any:
+        return iter(self._parts)
+
+
+class RetryMessage(Page):
+    @needs(Scope.OPERATE)
+    def on_post(self, req: falcon.Request, resp: falcon.Response, message_id: int) -> None:
+        self.api(req, resp).post(f"/admin/messages/{message_id}/retry")
+        go(resp, f"/messages/{message_id}", "retried", 1)
+
+
+class Failed(Page):
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        api = self.api(req, resp)
+        groups = api.get("/admin/failed")["items"]
+        unfetched = api.get("/admin/stats")["unfetched"]
+        render.page(req, resp, "failed.html", groups=groups, unfetched=unfetched)
+
+    @needs(Scope.OPERATE)
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        error = (forms.read(req).all("error") or [""])[-1].replace("\r\n", "\n")
+        found = self.api(req, resp).post("/admin/failed/retry", {"error": error})
+        go(resp, "/failed", "more" if found["more"] else "retried", found["enqueued"])
+
+
+def install(app: "falcon.App[Any, Any]") -> None:
+    message = f"/messages/{{message_id:int(min=1, max={MAX_ID})}}"
+    app.add_route("/messages", Messages(app))
+    app.add_route(message, Message(app))
+    app.add_route(f"{message}/html", MessageHtml(app))
+    app.add_route(f"{message}/raw", RawMessage(app))
+    app.add_route(f"{message}/attachments/{{n:int(min=0, max=1000000)}}", Attachment(app))
+    app.add_route(f"{message}/retry", RetryMessage(app))
+    app.add_route("/failed", Failed(app))
