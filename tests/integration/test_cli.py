@@ -18,7 +18,7 @@ from tests.integration.system import PASSWORD, System, message
 from tests.servers.process import free_ports
 
 CANARY = "canary-7d1f"
-COMMANDS = ["web", "scheduler", "poller", "worker", "up", "migrate"]
+COMMANDS = ["web", "scheduler", "poller", "worker", "notifier", "watcher", "up", "migrate"]
 
 
 def run(
@@ -69,6 +69,16 @@ def test_every_command_has_help(command: list[str], tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_help_loads_nothing_that_only_commands_work_with() -> None:
+    heavy = "cryptography dramatiq falcon minio peewee pydantic redis rich structlog"
+    code = (
+        "import sys; from mailpoll.cli import cli; cli(['--help'], standalone_mode=False); "
+        f"print(*set({heavy.split()}) & sys.modules.keys(), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert result.stderr.split() == []
+
+
 def test_a_command_that_is_not_there(tmp_path: Path) -> None:
     result = run("fly", variables={}, cwd=tmp_path)
     assert result.returncode == 2
@@ -82,6 +92,61 @@ def test_new_secrets_differ_and_are_accepted(kind: str, tmp_path: Path) -> None:
     name = {"keys": "MAILPOLL_SECRET_KEY", "tokens": "MAILPOLL_API_TOKEN"}[kind]
     result = run("migrate", variables={name: f"{first.strip()},{second.strip()}"}, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+# --- completion
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> dict[str, str]:
+    """The environment of a shell in which ``mailpoll`` is a command."""
+    program = tmp_path / "mailpoll"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m mailpoll "$@"\n')
+    program.chmod(0o755)
+    return clean({"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("mailpoll webh", ["webhooks"]),
+        ("mailpoll accounts re", ["receipt", "reconcile", "resume"]),
+        ("mailpoll export --form", ["--format"]),
+        ("mailpoll export --format m", ["maildir", "mbox"]),
+        ("mailpoll events --type storage.", ["storage.fallback", "storage.recovered"]),
+    ],
+)
+def test_bash_completes_commands_options_and_words(
+    line: str, offered: list[str], shell: dict[str, str]
+) -> None:
+    script = (
+        'eval "$(mailpoll completion bash)"; '
+        f"COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
+        "_mailpoll_completion mailpoll; printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    result = subprocess.run(["bash", "-c", script], env=shell, capture_output=True, check=True)
+    assert sorted(result.stdout.decode().split()) == offered
+    assert result.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("bash", "complete "),
+        ("zsh", "compdef "),
+        ("fish", "complete --no-files --command mailpoll"),
+    ],
+)
+def test_each_shell_gets_its_own_script(name: str, line: str, tmp_path: Path) -> None:
+    script = run("completion", name, variables={}, cwd=tmp_path).stdout.decode()
+    assert line in script
+    assert f"_MAILPOLL_COMPLETE={name}_complete" in script
+
+
+def test_a_shell_that_is_not_known_is_said(tmp_path: Path) -> None:
+    result = run("completion", "tcsh", variables={}, cwd=tmp_path)
+    assert result.returncode == 2
+    assert b"'tcsh' is not one of 'bash', 'zsh', 'fish'" in result.stderr
 
 
 # --- wrong variables
@@ -163,6 +228,7 @@ def test_several_wrong_variables_are_named_in_one_line(tmp_path: Path) -> None:
         ("web", "MAILPOLL_API_TOKEN"),
         ("web", "MAILPOLL_SECRET_KEY"),
         ("poller", "MAILPOLL_SECRET_KEY"),
+        ("worker", "MAILPOLL_SECRET_KEY"),
     ],
 )
 def test_a_missing_secret_is_named_with_its_remedy(command: str, name: str, tmp_path: Path) -> None:
