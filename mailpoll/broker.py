@@ -5,27 +5,38 @@ lost, doubled or late, and messages carry ids and nothing else.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
 import dramatiq
 import redis
+import structlog
 from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
 from dramatiq.common import current_millis, dq_name
+from dramatiq.errors import ConnectionClosed, DecodeError
 from dramatiq.middleware import Retries, ShutdownNotifications, TimeLimit
 from periodiq import PeriodiqMiddleware
 
+from .bell import Bell
+from .blobs import StoreUnavailable
+from .database import AWAY
 from .middleware.one_signal import OneSignal
 from .middleware.rate_limit import RateLimit
 from .middleware.task_stats import TaskStats
 from .settings import Settings
 
+log = structlog.get_logger()
+
 #: New mail, imports, and everything else never wait behind each other.
 POLL, BACKFILL = "poll", "backfill"
 PROCESS, IMPORT, MAINTENANCE = "process", "import", "maintenance"
+WEBHOOKS = "webhooks"
 POLLER_QUEUES = (POLL, BACKFILL)
 WORKER_QUEUES = (PROCESS, IMPORT, MAINTENANCE)
+NOTIFIER_QUEUES = (WEBHOOKS,)
+QUEUES = (*POLLER_QUEUES, *WORKER_QUEUES, *NOTIFIER_QUEUES)
 
 #: Milliseconds. A tick is late when the queue is; the database decides what is due, not the tick.
 TICK_PATIENCE = 300
@@ -33,53 +44,153 @@ RETRIES = 3
 #: In a million commands. Dead workers' messages come back sooner than by Dramatiq's default.
 MAINTENANCE_CHANCE = 50_000
 
-#: Milliseconds between two looks at an empty queue, at most: how late a message can be seen.
-IDLE = 300
+#: Milliseconds between two looks at an empty queue, at most: how late a message can be seen of
+#: which the bell said nothing.
+IDLE = 1_000
 #: Seconds that a consumer waits for its threads when they have enough to do.
 BUSY = 0.005
 #: Seconds between two looks at delayed messages while there are more than are held in memory.
 DELAYED = 0.1
 
+#: Errors of what everything needs and that comes back by itself.
+BACK_SOON = (*AWAY, StoreUnavailable)
+
 Queued = tuple[dramatiq.Message[Any], int | None]
 
 
+@contextmanager
+def _recoverable() -> Iterator[None]:
+    """Let every error of Redis be one of the connection, which Dramatiq recovers from.
+
+    Of a time-out, a full or a read-only Redis it does not: acknowledgements are lost, and a
+    consumer's thread may end for good while its process lives on and looks well.
+    """
+    try:
+        yield
+    except redis.RedisError as error:
+        raise ConnectionClosed(error) from None
+
+
 class Consumer(_RedisConsumer):  # type: ignore[misc]
-    """A consumer that does not fall asleep over a full prefetch, nor ask an empty queue too often.
+    """A consumer that survives Redis, and neither oversleeps nor asks empty queues all the time.
 
     Dramatiq's counts a full prefetch like an empty queue and sleeps longer each time, so that with
     short tasks the threads run dry beside a full queue. And after each message it asks again after
-    5, 10, 20 ms and so on, which cost more than the poll of a mailbox.
+    5, 10, 20 ms and so on, which cost more than the poll of a mailbox. This one asks when the bell
+    rings, and once a second in case that it did not hear.
     """
 
     def __init__(self, broker: RedisBroker, queue_name: str, prefetch: int, timeout: int) -> None:
-        super().__init__(broker, queue_name, prefetch, timeout)
+        # Dramatiq's own pause after an empty answer is cut to a millisecond.
+        super().__init__(broker, queue_name, prefetch, 1)
         delayed = queue_name == dq_name(queue_name)
-        self._busy, self._first_miss = (DELAYED, 6) if delayed else (BUSY, 3)
+        self._busy = DELAYED if delayed else BUSY
+        self._pause = min(timeout, IDLE) / 1_000
+        self._emptied = False
+        if delayed:
+            self._take_back()
+        self._rung = broker.bell.hear(queue_name)
+
+    def close(self) -> None:
+        self.broker.bell.leave()
+        super().close()
+
+    def _take_back(self) -> None:
+        """Put back the delayed messages that a consumer before this one had in memory.
+
+        After an error Dramatiq forgets them, and nobody else sees them while this process lives.
+        """
+        key = f"{self.broker.namespace}:__acks__.{self.broker.broker_id}.{self.queue_name}"
+        with _recoverable():
+            held = [raw_id.decode() for raw_id in self.broker.client.smembers(key)]
+            if held:
+                self.broker.do_requeue(self.queue_name, *held)
+
+    def ack(self, message: Any) -> None:
+        with _recoverable():
+            super().ack(message)
+
+    def nack(self, message: Any) -> None:
+        """Put a message that has failed for good among the dead, where people see and retry it.
+
+        Not what the next tick of the scheduler or the sweeper makes up for, namely housekeeping and
+        whatever failed because the database or the store was away: nobody has to look at it any
+        more when that is back. That it failed is logged and counted.
+        """
+        actor = self.broker.actors.get(message.actor_name)
+        periodic = actor is not None and "periodic" in actor.options
+        with _recoverable():
+            if periodic or isinstance(getattr(message, "_exception", None), BACK_SOON):
+                super().ack(message)
+            else:
+                super().nack(message)
+
+    def requeue(self, messages: Iterable[Any]) -> None:
+        with _recoverable():
+            super().requeue(messages)
 
     def __next__(self) -> Any:
+        wanted = 0
         if not self.message_cache:
-            if self.outstanding_message_count >= self.prefetch:
+            wanted = self.prefetch - self.outstanding_message_count
+            if wanted <= 0:
                 time.sleep(self._busy)
                 return None
-            # The pause is 5 ms, doubled by each miss, and at most IDLE.
-            self.misses: int = max(self.misses, self._first_miss)
-        return super().__next__()
+            if self._emptied:
+                self._rung.wait(self._pause)
+            self._rung.clear()
+        try:
+            with _recoverable():
+                message = super().__next__()
+        except DecodeError:
+            log.error("what is no message was passed over", queue=self.queue_name)
+            return None
+        if wanted:  # the queue was asked
+            self._emptied = message is None or len(self.message_cache) + 1 < wanted
+        return self._checked(message) if message else None
+
+    def _checked(self, message: Any) -> Any:
+        """The message, unless one of the fields that threads would stumble over is wrong.
+
+        Whoever can write to Redis could stop a worker with it, thread by thread.
+        """
+        options = message.options
+        name = options.get("redis_message_id")
+        numbers = all(isinstance(options.get(one, 0), int) for one in ("eta", "retries"))
+        if isinstance(name, str) and numbers and message.queue_name == self.queue_name:
+            return message
+        log.error("a foreign message was dropped", queue=self.queue_name)
+        self.queued_message_ids.discard(message.message_id)
+        if isinstance(name, str):
+            self.broker.do_ack(self.queue_name, name)
+        return None
 
 
 class Broker(RedisBroker):
     """``RedisBroker`` that can send many messages in one round trip."""
 
+    #: Messages of the poller's queues that a process takes: one for each of its threads.
+    polls_at_once = 1
+
+    def __init__(self, *, client: "redis.Redis[bytes]", namespace: str, **options: Any) -> None:
+        super().__init__(client=client, namespace=namespace, **options)
+        self.bell = Bell(client, namespace)
+
     @property
     def consumer_class(self) -> type[Consumer]:
         return Consumer
 
-    #: Messages of the poller's queues that a process takes: one for each of its threads.
-    polls_at_once = 1
-
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5_000) -> Any:
         if queue_name in POLLER_QUEUES:
             prefetch = max(prefetch, self.polls_at_once)
-        return super().consume(queue_name, prefetch, min(timeout, IDLE))
+        return super().consume(queue_name, prefetch, timeout)
+
+    def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
+        sent = super().enqueue(message, delay=delay)
+        if delay is None:
+            with suppress(redis.RedisError):  # it is in the queue
+                self.bell.ring(self.client, message.queue_name)
+        return sent
 
     def enqueue_all(self, messages: Sequence[Queued]) -> None:
         """Send messages, each with a delay in milliseconds or ``None``."""
@@ -106,6 +217,8 @@ class Broker(RedisBroker):
                 message.encode(),
             ]
             dispatch(args=args, keys=[self.namespace], client=pipeline)
+        for queue in {message.queue_name for message, delay in messages if not delay}:
+            self.bell.ring(pipeline, queue)
         pipeline.execute()
 
 
@@ -137,7 +250,7 @@ def make_broker(settings: Settings) -> Broker:
         ],
     )
     broker.polls_at_once = settings.poller_threads
-    for queue in (*POLLER_QUEUES, *WORKER_QUEUES):
+    for queue in QUEUES:
         broker.declare_queue(queue)
     return broker
 

@@ -38,6 +38,12 @@ NOT_BEFORE = database.Statement("""
     FROM email_accounts WHERE id = ?
 """)
 
+#: What is stored of an account.
+STORED = database.Statement("""
+    SELECT COALESCE(SUM(messages), 0), COALESCE(SUM(bytes), 0)
+    FROM email_account_days WHERE account_id = ?
+""")
+
 
 class BudgetSpent(ImapError):
     """As much as may be fetched from the account today was fetched."""
@@ -106,6 +112,22 @@ def import_days(host: str, size: int) -> int | None:
     """Days that an import of ``size`` bytes takes under the day's limit; ``None`` without one."""
     limit = day_bytes(host)
     return None if limit is None else -(-size // max(1, int(limit * IMPORT_SHARE)))
+
+
+def check_room(account: EmailAccount) -> None:
+    """Refuse to fetch more of an account that has all that an account may have.
+
+    Raises:
+      ImapError: ``ACCOUNT_FULL``; says how much is stored.
+    """
+    config = settings()
+    if not (config.account_messages or config.account_bytes):
+        return
+    with database.connected():
+        messages, size = map(int, STORED.run(account.id).fetchone())
+    limits = ((messages, config.account_messages), (size, config.account_bytes))
+    if any(limit and stored >= limit for stored, limit in limits):
+        raise ImapError(Fault.ACCOUNT_FULL, f"{messages:,} messages, {size:,} bytes")
 
 
 def spend(account: EmailAccount, size: int, *, importing: bool) -> None:

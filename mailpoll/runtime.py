@@ -1,11 +1,17 @@
 """What a process of mailpoll has open: configuration, database, object store, keys."""
 
-from functools import cache
+import base64
+import secrets
+from functools import cache, lru_cache
 
-from . import database, logs
-from .blobs import Storage, storage_from_url
-from .crypto import KeyRing
-from .settings import SettingsError, settings
+from . import database, logs, spool
+from .blobs import Form, Storage, storage_from_url
+from .crypto import DataKeyError, DecryptionError, KeyRing
+from .models import EmailAccount
+from .settings import KEY_BYTES, SettingsError, settings
+
+#: Data keys that a process remembers.
+DATA_KEYS = 10_000
 
 
 def start() -> None:
@@ -28,16 +34,53 @@ def storage() -> Storage:
     """
     config = settings()
     try:
-        return storage_from_url(config.storage, config.fallback_dir)
+        return storage_from_url(config.storage, config.fallback_dir, form(), spool.directory)
     except ValueError as error:
         raise SettingsError(f"STORAGE_URL: {error}") from None
 
 
+def form() -> Form:
+    """The form in which this process keeps blobs."""
+    config = settings()
+    return Form(config.blob_compression_level, data_key, encrypt=config.blob_encryption)
+
+
 @cache
 def keyring() -> KeyRing:
-    """The keys that open stored credentials.
+    """The keys that open stored credentials and data keys.
 
     Raises:
       SettingsError: MAILPOLL_SECRET_KEY is missing.
     """
     return KeyRing(settings().require_keys())
+
+
+def new_data_key(uuid: str) -> str:
+    """A random key for the blobs of a new account, encrypted, as ``EmailAccount.data_key``."""
+    key = base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).decode()
+    return keyring().encrypt(key, data_key_context(uuid))
+
+
+def data_key_context(uuid: str) -> str:
+    """What a data key's ciphertext is bound to."""
+    return f"{uuid}:data_key"
+
+
+@lru_cache(DATA_KEYS)
+def data_key(uuid: str) -> bytes:
+    """The key of an account's blobs, which never changes.
+
+    Raises:
+      DataKeyError: no key of the ring opens it, or it is gone with its account.
+      SettingsError: MAILPOLL_SECRET_KEY is missing.
+    """
+    with database.connected():
+        row = EmailAccount.select(EmailAccount.data_key).where(EmailAccount.uuid == uuid).first()
+    if row is None or not row.data_key:
+        raise DataKeyError(f"the data key of account {uuid} is gone: the account was deleted")
+    try:
+        return base64.urlsafe_b64decode(keyring().decrypt(row.data_key, data_key_context(uuid)))
+    except DecryptionError:
+        raise DataKeyError(
+            f"the data key of account {uuid} does not open with the keys in MAILPOLL_SECRET_KEY"
+        ) from None

@@ -11,16 +11,17 @@ import dramatiq
 import redis
 import structlog
 
-from .. import accounts, budgets, database, runtime, turns
+from .. import accounts, budgets, counters, database, rhythm, runtime, turns
 from ..blobs import StoreUnavailable
 from ..broker import BACKFILL, POLL, Queued
-from ..crypto import DecryptionError
+from ..crypto import DataKeyError, DecryptionError
 from ..imap import Fault, ImapError, Login, Session, connect, providers
 from ..imap.errors import TREATMENT, Treatment
-from ..middleware.rate_limit import Limit
+from ..middleware.rate_limit import HOLD, Limit
 from ..models import AccountState, EmailAccount, EmailFolder, LeaseLost
 from ..settings import settings
 from ..sync import BROKEN, LEASE, AccountSync, Outcome
+from .notify import begin_deliveries
 from .process import import_messages, process_message
 
 log = structlog.get_logger()
@@ -29,6 +30,10 @@ log = structlog.get_logger()
 BACKOFF_MAX = 3_600
 #: Seconds until the next try when no key opens the credential: only an operator can help.
 UNREADABLE_PAUSE = 900
+#: Bounds of the histogram of lateness, in seconds.
+LATENESS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 3_600)
+#: Failures of polls that no server is to blame for.
+OWN_FAILURES = ("storage_unavailable", "credential_unreadable", "internal_error")
 #: An account polled more often than the scheduler ticks enqueues its next poll itself.
 TICK = 60
 
@@ -42,10 +47,9 @@ class ImapLimits:
             return 0.0, ()
         host, wait = found
         pace = budgets.pace_of(host)
-        patience = settings().poll_deadline + 60
         return wait, (
-            Limit(f"account:{account_id}", "slots", pace.account_connections, patience),
-            Limit(pace.provider, "slots", pace.connections, patience),
+            Limit(f"account:{account_id}", "slots", pace.account_connections, HOLD),
+            Limit(pace.provider, "slots", pace.connections, HOLD),
             Limit(pace.provider, "rate", pace.logins_per_minute, budgets.MINUTE),
         )
 
@@ -88,7 +92,9 @@ def poll(account_id: int, due: int | None) -> None:
     """One poll from lease to release. Runs twice, late or never without harm."""
     account = EmailAccount.lease(account_id, due, LEASE)
     if account is None:
+        counters.add("duplicate_delivery", 1, "poll")
         return
+    _count_lateness(account.last_lateness_ms)
     started = time.monotonic()
     columns: dict[str, Any] = {}
     outcome = Outcome()
@@ -96,27 +102,44 @@ def poll(account_id: int, due: int | None) -> None:
         with turns.working():
             outcome = _synchronise(account)
         columns = _failure(account, outcome.error) if outcome.error else _success(account)
+        columns |= _rhythm(account, outcome)
         if outcome.error and outcome.error.fault in BROKEN:
             # What came in was new: the next poll goes on behind it, without a longer pause.
             columns |= {"failures": 1, "next_poll_at": account.next_poll_at}
     except LeaseLost:
         log.info("poll ended: the account was taken, paused or deleted", account=account.uuid)
-        accounts.empty_if_deleted(account.id, account.uuid)
         return
     except (ImapError, StoreUnavailable) as error:
         columns = _failure(account, error)
         log.warning("poll failed", account=account.uuid, reason=str(error))
+    except DataKeyError as error:
+        words = f"{error}: put the key back there"
+        columns = _failed(account, "data_key_unreadable", words, UNREADABLE_PAUSE)
+        log.error("poll failed", account=account.uuid, reason=words)
     except DecryptionError as error:
         words = f"{error}: put the key back there, or give the password again"
         columns = _failed(account, "credential_unreadable", words, UNREADABLE_PAUSE)
         log.error("poll failed", account=account.uuid, reason=words)
     except Exception as error:
+        # A deletion takes an account's temporary files from under whatever still works on it.
+        if accounts.empty_if_deleted(account.id, account.uuid):
+            return
         words = f"an unexpected {type(error).__name__} here; the log has the details"
         columns = _failed(account, "internal_error", words)
         raise
     finally:
-        account.release(last_poll_ms=int((time.monotonic() - started) * 1_000), **columns)
+        if not account.release(last_poll_ms=int((time.monotonic() - started) * 1_000), **columns):
+            accounts.empty_if_deleted(account.id, account.uuid)
+    begin_deliveries()
     _follow_up(account, outcome)
+
+
+def _count_lateness(milliseconds: int) -> None:
+    """Only of polls that were due: another slice of an import comes before its time."""
+    if milliseconds:
+        bound = next((one for one in LATENESS if milliseconds <= one * 1_000), "")
+        counters.add("poll_lateness", 1, str(bound))
+        counters.add("poll_lateness_ms", milliseconds)
 
 
 def _synchronise(account: EmailAccount) -> Outcome:
@@ -209,6 +232,22 @@ def _success(account: EmailAccount) -> dict[str, Any]:
     return columns
 
 
+def _rhythm(account: EmailAccount, outcome: Outcome) -> dict[str, Any]:
+    """What the poll says of how often mail comes, for accounts that are polled accordingly."""
+    if account.poll_interval_max is None or account.imported_at is None or outcome.error:
+        return {}
+    moment = database.now()
+    found = rhythm.updated(account.rhythm, moment, outcome.messages)
+    limits = account.poll_interval, account.poll_interval_max
+    seconds = rhythm.interval(found, moment, *limits)
+    # What was found shows in the poll after this one; mail that came just now makes it come sooner.
+    soon = account.last_poll_at + timedelta(seconds=seconds)
+    columns: dict[str, Any] = {"rhythm": found, "adapted_interval": seconds}
+    if soon < account.next_poll_at and not account.watched:
+        columns["next_poll_at"] = soon
+    return columns
+
+
 def _imported(account: EmailAccount) -> bool:
     table = EmailFolder
     with database.connected():
@@ -268,6 +307,7 @@ def _failed(
 
 
 def _outcome(kind: str, words: str, failures: int, again: datetime) -> dict[str, Any]:
+    counters.add("poll_failures", 1, kind)
     return {
         "failures": failures,
         "last_error": words,
@@ -278,8 +318,13 @@ def _outcome(kind: str, words: str, failures: int, again: datetime) -> dict[str,
 
 
 def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
-    """Enqueue what follows at once: the rest of the import, or a short interval's next poll."""
+    """Enqueue what follows at once: the rest of the import, or a short interval's next poll.
+
+    And a poll that was asked for while this one ran, which may have looked too early for it.
+    """
     messages: list[Queued] = []
+    if account.asked_for():
+        messages.append((poll_account.message(account.id), None))
     if outcome.unfinished:
         messages.append((continue_import.message(account.id, account.due), None))
     if account.poll_interval < TICK and (next_poll := _next_before_tick(account.id)):

@@ -1,27 +1,42 @@
 """Process messages: read the raw blobs, parse, store the attachments, fill in the fields."""
 
-import hashlib
-import tempfile
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import dramatiq
 import structlog
 
-from .. import accounts, database, parsing, runtime, spool, turns
-from ..blobs import BlobMissing, NewBlob, StorageType, StoreUnavailable, blob_key
+from .. import (
+    accounts,
+    counters,
+    database,
+    faults,
+    parsing,
+    runtime,
+    search,
+    spool,
+    threads,
+    turns,
+)
+from ..blobs import BlobCorrupt, BlobMissing, NewBlob, StorageType, StoreUnavailable, blob_key
 from ..broker import IMPORT, PROCESS, Queued
+from ..crypto import DataKeyError
 from ..imap import is_placeholder
 from ..models import (
     EmailAccountDay,
+    EmailEvent,
     EmailRawMessage,
+    EventType,
     MessageStatus,
 )
+from ..parsing.replies import preview
 from ..settings import settings
+from .notify import begin_deliveries
 
 log = structlog.get_logger()
 
@@ -29,14 +44,27 @@ log = structlog.get_logger()
 IN_MEMORY = 1_000_000
 #: Seconds that an attempt may take before the sweeper gives the message to another worker.
 ATTEMPT = 300
+#: The same for messages of a group: they are small, and nobody but the sweeper brings them back.
+GROUP_ATTEMPT = 60
 
+
+#: Why messages fail for good.
+QUARANTINED = ("attempts", "unparsable", "missing", "corrupt")
 
 #: A message with what stands in it.
 Parsed = tuple["Claimed", parsing.ParsedMessage]
 
 
 class Failed(Exception):
-    """The message cannot be processed; trying again would not help."""
+    """The message cannot be processed; trying again would not help.
+
+    Parameters:
+      kind: one of ``QUARANTINED``.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 @dramatiq.actor(queue_name=PROCESS, priority=0)
@@ -53,7 +81,7 @@ def import_messages(message_ids: list[int]) -> None:
     """
     try:
         process(message_ids)
-    except StoreUnavailable:
+    except (StoreUnavailable, DataKeyError):
         raise
     except Exception as error:
         if len(message_ids) == 1:
@@ -67,9 +95,11 @@ def process(message_ids: Sequence[int]) -> None:
     """Messages of one account from claim to row. Running it twice, or at once, changes nothing.
 
     Raises:
-      StoreUnavailable: to be tried again, without counting as an attempt of the messages.
+      StoreUnavailable, DataKeyError: to be tried again, without counting as an attempt of the
+        messages.
     """
     claimed = _claim(message_ids)
+    faults.point("claimed")
     parsed: list[Parsed] = []
     try:
         with turns.working(), ExitStack() as files:
@@ -78,13 +108,23 @@ def process(message_ids: Sequence[int]) -> None:
                     raw = files.enter_context(_raw(message))
                     parsed.append((message, parsing.parse(raw)))
                 except (Failed, parsing.Unparsable) as error:
-                    _fail(message.id, message.account_id, message.day, str(error))
+                    kind = error.kind if isinstance(error, Failed) else "unparsable"
+                    _fail(message.id, message.account_id, message.day, kind, str(error))
             late = _finish(parsed, _store_attachments(parsed))
+        begin_deliveries()
         for message, _ in late:
             accounts.empty_if_deleted(message.account_id, message.account_uuid)
-    except StoreUnavailable:
+    except (StoreUnavailable, DataKeyError):
         _give_back(claimed)
         raise
+    except OSError:
+        # A deletion takes an account's temporary files from under whatever still works on it.
+        if not (claimed and _deleted(claimed[0])):
+            raise
+
+
+def _deleted(message: "Claimed") -> bool:
+    return accounts.empty_if_deleted(message.account_id, message.account_uuid)
 
 
 #: Counts the attempt and tells what to work on; no row when there is nothing to do.
@@ -94,7 +134,7 @@ CLAIM = database.Statement("""
         SELECT 1 FROM email_accounts WHERE email_accounts.id = account_id AND state <> 'deleting')
     RETURNING id, account_id,
         (SELECT uuid FROM email_accounts WHERE email_accounts.id = account_id),
-        sha256, size, storage_type, storage_key, internal_date
+        sha256, size, storage_type, internal_date, imported
 """)
 
 #: Which of them nobody has finished yet.
@@ -106,8 +146,8 @@ FINISH = database.Statement("""
     UPDATE email_raw_messages SET status = 'processed', processed_at = ?, next_attempt_at = NULL,
         error = NULL, parser = ?, defects = ?, subject = ?, from_addresses = ?, to_addresses = ?,
         cc_addresses = ?, bcc_addresses = ?, reply_to_addresses = ?, date = ?, message_id = ?,
-        in_reply_to = ?, reference_ids = ?, attachment_count = ?, text_derived = ?, headers = ?,
-        text_body = ?, html_body = ?
+        in_reply_to = ?, reference_ids = ?, attachment_count = ?, preview = ?, text_derived = ?,
+        headers = ?, text_body = ?, html_body = ?, thread_id = ?
     WHERE id = ?
 """)
 
@@ -128,8 +168,12 @@ class Claimed:
     sha256: str
     size: int
     storage_type: StorageType
-    storage_key: str
-    day: str
+    moment: datetime
+    imported: bool
+
+    @property
+    def day(self) -> str:
+        return _utc_day(self.moment)
 
 
 def _claim(message_ids: Sequence[int]) -> list[Claimed]:
@@ -138,17 +182,20 @@ def _claim(message_ids: Sequence[int]) -> list[Claimed]:
     What was begun before may be the one that kills: it is not worked on beside others any more,
     but comes again alone, from the sweeper.
     """
-    pause = database.now() + timedelta(seconds=ATTEMPT)
-    before = settings().max_attempts if len(message_ids) == 1 else 0
+    alone = len(message_ids) == 1
+    pause = database.now() + timedelta(seconds=ATTEMPT if alone else GROUP_ATTEMPT)
+    before = settings().max_attempts if alone else 0
     with database.transaction(durable=False):
         rows = CLAIM.run(database.timestamp(pause), list(message_ids), before).fetchall()
+    if len(rows) < len(message_ids):
+        counters.add("duplicate_delivery", len(message_ids) - len(rows), "message")
     return [_claimed(row) for row in rows]
 
 
 def _claimed(row: tuple[Any, ...]) -> Claimed:
-    message_id, account_id, uuid, sha256, size, storage_type, key, internal_date = row
-    day = str(internal_date)[:10] if isinstance(internal_date, str) else _utc_day(internal_date)
-    return Claimed(message_id, account_id, uuid, sha256, size, StorageType(storage_type), key, day)
+    message_id, account_id, uuid, sha256, size, storage_type, internal_date, imported = row
+    moment, kind = database.moment(internal_date), StorageType(storage_type)
+    return Claimed(message_id, account_id, uuid, sha256, size, kind, moment, bool(imported))
 
 
 def _utc_day(moment: datetime) -> str:
@@ -167,7 +214,7 @@ def give_up(message: EmailRawMessage) -> None:
     may be under way still, because a queue may deliver a message many times at once.
     """
     reason = f"given up after {message.attempts} attempts that did not end"
-    _fail(message.id, message.account_id, _utc_day(message.internal_date), reason)
+    _fail(message.id, message.account_id, _utc_day(message.internal_date), "attempts", reason)
 
 
 @contextmanager
@@ -177,26 +224,44 @@ def _raw(message: Claimed) -> Iterator[bytes | Path]:
     Raises:
       Failed: the blob is missing or its bytes changed.
     """
-    digest = hashlib.sha256()
-    try:
-        stream = runtime.storage().open(message.storage_key, message.storage_type)
-    except BlobMissing:
-        raise Failed("the raw message is missing from the store") from None
-    with stream, ExitStack() as stack:
-        if message.size <= IN_MEMORY:
-            content = stream.read()
-            digest.update(content)
-            raw: bytes | Path = content
-        else:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(dir=spool.directory()))
-            raw = Path(directory) / "raw"
-            with raw.open("wb") as file:
-                while chunk := stream.read(262_144):
-                    digest.update(chunk)
-                    file.write(chunk)
-        if digest.hexdigest() != message.sha256:
-            raise Failed("the stored bytes differ from those that were fetched")
+    with ExitStack() as stack:
+        try:
+            raw = _read(message, stack)
+        except BlobMissing:
+            raise Failed("missing", "the raw message is missing from the store") from None
+        except BlobCorrupt:
+            counters.add("checksum_mismatch")
+            reason = "the stored bytes differ from those that were fetched"
+            raise Failed("corrupt", reason) from None
         yield raw
+
+
+def _read(message: Claimed, files: ExitStack) -> bytes | Path:
+    """A blob's bytes; a wrong one on the way is right at the second look, one in the store is not.
+
+    Raises:
+      BlobMissing, BlobCorrupt: it is not there, or not what was stored.
+    """
+    try:
+        return _read_once(message, files)
+    except BlobCorrupt:
+        log.warning("read other bytes than were stored; reading again", message=message.id)
+        return _read_once(message, files)
+
+
+def _read_once(message: Claimed, files: ExitStack) -> bytes | Path:
+    key = blob_key(message.account_uuid, message.sha256)
+    with runtime.storage().open(key, message.storage_type) as stream:
+        small = message.size <= IN_MEMORY
+        return stream.read() if small else _copied(stream, message, files)
+
+
+def _copied(stream: BinaryIO, message: Claimed, files: ExitStack) -> Path:
+    """A temporary file of a stream's bytes that lasts as long as ``files``."""
+    path = Path(files.enter_context(spool.new_directory(message.account_uuid))) / "raw"
+    with path.open("wb") as file:
+        shutil.copyfileobj(stream, file, 262_144)
+    return path
 
 
 def _store_attachments(parsed: Sequence[Parsed]) -> StorageType | None:
@@ -208,19 +273,22 @@ def _store_attachments(parsed: Sequence[Parsed]) -> StorageType | None:
     }
     if not parts:
         return None
-    with tempfile.TemporaryDirectory(dir=spool.directory()) as directory:
-        return runtime.storage().put(
-            [
-                NewBlob(key, part.size, part.sha256, _content(part, Path(directory)))
-                for key, part in parts.items()
-            ]
-        )
+    with ExitStack() as files:
+        blobs = [
+            NewBlob(key, part.size, part.sha256, _content(key, part, files))
+            for key, part in parts.items()
+        ]
+        kind = runtime.storage().put(blobs)
+    faults.point("attachments-stored")
+    return kind
 
 
-def _content(part: parsing.Attachment, directory: Path) -> bytes | Path:
+def _content(key: str, part: parsing.Attachment, files: ExitStack) -> bytes | Path:
+    """The decoded bytes, or a file of them that lasts as long as ``files``."""
     if part.size <= IN_MEMORY:
         return b"".join(part.chunks())
-    path = directory / part.sha256
+    account_uuid = key.partition("/")[0]
+    path = Path(files.enter_context(spool.new_directory(account_uuid))) / part.sha256
     with path.open("wb") as file:
         for chunk in part.chunks():
             file.write(chunk)
@@ -238,20 +306,80 @@ def _finish(parsed: Sequence[Parsed], storage_type: StorageType | None) -> list[
     """
     if not parsed:
         return []
+    words = [_words(one) for one in parsed]
     with database.transaction(durable=False):
         rows = UNFINISHED.run([message.id for message, _ in parsed]).fetchall()
         unfinished = {message_id for (message_id,) in rows}
         mine = [one for one in parsed if one[0].id in unfinished]
-        FINISH.run_many([(*_fields(content), message.id) for message, content in mine])
         INSERT_ATTACHMENT.run_many(
             [row for one in mine for row in _attachment_rows(one, str(storage_type))]
         )
         _count_attachments(mine)
+        search.add(one for one in words if one.message_id in unfinished)
+        EmailEvent.add_many([_news(message) for message, _ in mine])
+        found = _threads(mine)  # late: nobody else can thread the account's messages meanwhile
+        FINISH.run_many(
+            [(*_fields(content), found[message.id], message.id) for message, content in mine]
+        )
+        faults.point("before-finish")
+    faults.point("finished")
     return [
         (message, content)
         for message, content in parsed
         if content.attachments and message.id not in unfinished
     ]
+
+
+def _words(one: Parsed) -> search.Prepared:
+    message, content = one
+    return search.prepare(
+        message.account_id,
+        message.id,
+        message.size,
+        message.moment,
+        search.Content(
+            subject=content.subject,
+            senders=_texts(content.from_),
+            recipients=_texts([*content.to, *content.cc, *content.bcc]),
+            others=_texts(content.reply_to),
+            files=[part.name or part.safe_name for part in content.attachments],
+            text=content.text,
+            attached=any(not part.inline for part in content.attachments),
+            reply=bool(content.in_reply_to or content.references),
+        ),
+    )
+
+
+def _texts(addresses: Sequence[parsing.Address]) -> list[str]:
+    return [f"{one.name} {one.address}" for one in addresses]
+
+
+def _threads(messages: Sequence[Parsed]) -> dict[int, int]:
+    """The thread of each message."""
+    by_account: dict[int, list[threads.Member]] = {}
+    for message, content in messages:
+        one = threads.member(
+            message.id,
+            message.account_uuid,
+            own=content.message_id,
+            in_reply_to=content.in_reply_to,
+            references=content.references,
+            subject=content.subject,
+            sender=content.from_[0].address if content.from_ else None,
+            recipients=[each.address for each in (*content.to, *content.cc)],
+            moment=content.date or message.moment,
+        )
+        by_account.setdefault(message.account_id, []).append(one)
+    found: dict[int, int] = {}
+    for account_id, members in sorted(by_account.items()):
+        found |= threads.assign(account_id, members)
+    return found
+
+
+def _news(message: Claimed) -> tuple[EventType, int, int, dict[str, bool]]:
+    """A message becomes ``processed`` once, and is announced then, with the same commit."""
+    data = {"imported": message.imported}
+    return EventType.MESSAGE_NEW, message.account_id, message.id, data
 
 
 def _attachment_rows(one: Parsed, storage_type: str) -> list[tuple[Any, ...]]:
@@ -303,6 +431,7 @@ def _fields(parsed: parsing.ParsedMessage) -> tuple[Any, ...]:
         parsed.in_reply_to,
         database.json(parsed.references),
         len(parsed.attachments),
+        preview(parsed.text),
         parsed.text_derived,
         database.json(parsed.headers),
         parsed.text,
@@ -319,7 +448,7 @@ def _people(addresses: Sequence[parsing.Address]) -> str:
     return database.json([{"name": one.name, "address": one.address} for one in addresses])
 
 
-def _fail(message_id: int, account_id: int, day: str, reason: str) -> None:
+def _fail(message_id: int, account_id: int, day: str, kind: str, reason: str) -> None:
     """Keep the raw message, say why it was not processed, and let it be replayed."""
     table = EmailRawMessage
     with database.transaction(durable=False):
@@ -335,6 +464,9 @@ def _fail(message_id: int, account_id: int, day: str, reason: str) -> None:
         )
         if failed:
             EmailAccountDay.add(account_id, day, failures=1)
+            data = {"reason": reason}
+            EmailEvent.add(EventType.MESSAGE_FAILED, account_id, message_id, data)
+            counters.add("quarantined", 1, kind)
             log.warning("message failed", message=message_id, reason=reason)
 
 

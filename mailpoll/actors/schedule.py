@@ -4,14 +4,18 @@ import math
 import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import cast
 
 import dramatiq
+import structlog
 from periodiq import cron
 
-from .. import database
-from ..broker import MAINTENANCE
-from ..models import EmailAccount
+from .. import database, queues
+from ..broker import MAINTENANCE, Broker
+from ..models import EmailAccount, EmailRawMessage
 from .poll import begin_polls
+
+log = structlog.get_logger()
 
 #: A tick looks this far ahead, so that no poll waits for the next one.
 HORIZON = timedelta(seconds=65)
@@ -26,10 +30,28 @@ def schedule_polls() -> None:
     The claim decides what is enqueued, so two schedulers at once do no harm. Should the process
     die between claim and enqueue, the claim lapses and a later tick takes it up.
     """
+    EmailAccount.give_up_watches()
+    _notice_lost_queues()
     while accounts := EmailAccount.claim_due(HORIZON, CLAIM):
         enqueue_polls(accounts, database.now())
         if len(accounts) < CLAIM:
             return
+
+
+def _notice_lost_queues() -> None:
+    """Send everything again when Redis is not the one that it was sent to.
+
+    Otherwise each poll would wait until it counts as lost, and each message for its sweep. What was
+    not lost is sent twice, which does no harm.
+    """
+    broker = cast(Broker, schedule_polls.broker)
+    run = queues.new_server(broker)
+    if run is None:
+        return
+    log.info("redis is new or was emptied: everything is enqueued again")
+    EmailAccount.forget_queued()
+    EmailRawMessage.postpone_none()
+    queues.remember_server(broker, run)
 
 
 def enqueue_polls(accounts: Sequence[EmailAccount], moment: datetime) -> None:

@@ -301,9 +301,10 @@ def _show_table(demo: Demo) -> None:
 
 def _show_addresses(demo: Demo) -> None:
     lines = (
+        f"console     {demo.address}/",
+        f"token       {demo.token}",
         f"API docs    {demo.address}/docs",
         f"dashboard   {demo.address}/dashboard",
-        f"browser     user: admin   password: {demo.token}",
         f'API         curl -H "Authorization: Bearer {demo.token}" {demo.address}/admin/stats',
         f"send mail   {Path(sys.executable)} -m mailpoll.demo send {corpus.address_of(0)}",
         "Mail that arrives is shown below. Ctrl-C ends everything.",

@@ -1,17 +1,20 @@
 """Rate limits as an actor option: a message that must wait goes back to the queue with a delay.
 
-Waiting costs no worker thread and no retry. Slots are leases with an end, so those of a killed
-process free themselves. When Redis does not answer, nothing is limited: it is only a hint.
+Waiting costs no worker thread and no retry. Slots are short leases which their process renews for
+as long as it lives, so those of a killed one free themselves soon: had they an end as late as that
+of the longest poll, three killed pollers would stop an account for eleven minutes. When Redis does
+not answer, nothing is limited: it is only a hint.
 """
 
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import redis
 import structlog
-from dramatiq import Broker, Message, Middleware
+from dramatiq import Broker, Message, Middleware, Worker
 from dramatiq.middleware import SkipMessage
 
 log = structlog.get_logger()
@@ -41,6 +44,19 @@ end
 return 0
 """
 
+#: Seconds that a slot holds, and after which it is renewed.
+HOLD, RENEWED = 30, 10
+
+#: KEYS: the key of each slot. ARGV: member, milliseconds. One that is gone is not taken again.
+RENEW = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for _, key in ipairs(KEYS) do
+  redis.call('ZADD', key, 'XX', now + ARGV[2], ARGV[1])
+  redis.call('PEXPIRE', key, ARGV[2])
+end
+"""
+
 #: KEYS: the key of each slot. ARGV: member.
 RELEASE = "for _, key in ipairs(KEYS) do redis.call('ZREM', key, ARGV[1]) end"
 
@@ -49,7 +65,7 @@ RELEASE = "for _, key in ipairs(KEYS) do redis.call('ZREM', key, ARGV[1]) end"
 class Limit:
     """At most ``size`` at once (``kind`` "slots") or per ``seconds`` (``kind`` "rate").
 
-    For slots, ``seconds`` is when a slot that was never given back frees itself.
+    For slots, ``seconds`` is when one frees itself that is neither renewed nor given back.
     """
 
     key: str
@@ -79,11 +95,30 @@ class RateLimit(Middleware):
         self._client = client
         self._acquire = client.register_script(ACQUIRE)
         self._release = client.register_script(RELEASE)
+        self._renew = client.register_script(RENEW)
         self._held: dict[str, list[str]] = {}
+        self._ended = threading.Event()
 
     @property
     def actor_options(self) -> set[str]:
         return {"limits"}
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
+        self._ended = threading.Event()
+        threading.Thread(target=self._keep, args=(self._ended,), daemon=True).start()
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
+        self._ended.set()
+
+    def _keep(self, ended: threading.Event) -> None:
+        """Renew the slots of this process until it ends."""
+        while not ended.wait(RENEWED):
+            try:
+                for member, keys in list(self._held.items()):
+                    if keys:
+                        self._renew(keys=keys, args=[member, HOLD * 1_000])
+            except redis.RedisError as error:
+                log.warning("rate limit slots not renewed", error=type(error).__name__)
 
     def before_process_message(self, broker: Broker, message: Message[Any]) -> None:
         rules: Limits | None = broker.get_actor(message.actor_name).options.get("limits")
@@ -92,7 +127,10 @@ class RateLimit(Middleware):
         seconds, limits = rules.terms(*message.args)
         wait = int(seconds * 1_000)
         if not wait and limits:
-            wait = self._take(limits, message.message_id)
+            wait = self.take(limits, message.message_id)
+            slots = [_key(limit) for limit in limits if limit.kind == "slots"]
+            if not wait and slots:
+                self._held[message.message_id] = slots
         if not wait:
             return
         # Some spread, so that those that wait do not come back all at once.
@@ -124,18 +162,21 @@ class RateLimit(Middleware):
 
     after_skip_message = after_process_message
 
-    def _take(self, limits: Sequence[Limit], member: str) -> int:
-        """Milliseconds to wait; 0 means taken."""
-        keys = [f"mailpoll:limit:{limit.kind}:{limit.key}" for limit in limits]
+    def take(self, limits: Sequence[Limit], member: str) -> int:
+        """Take what all limits have room for; milliseconds to wait, 0 when taken.
+
+        Without Redis everything has room.
+        """
+        keys = [_key(limit) for limit in limits]
         args: list[str | int] = [member]
         for limit in limits:
             args += [limit.kind, limit.size, limit.seconds]
         try:
-            wait = int(self._acquire(keys=keys, args=args))
+            return int(self._acquire(keys=keys, args=args))
         except redis.RedisError as error:
             log.warning("rate limits are off: Redis does not answer", error=str(error))
             return 0
-        if not wait:
-            slots = zip(keys, limits, strict=True)
-            self._held[member] = [key for key, limit in slots if limit.kind == "slots"]
-        return wait
+
+
+def _key(limit: Limit) -> str:
+    return f"mailpoll:limit:{limit.kind}:{limit.key}"

@@ -1,20 +1,21 @@
-"""How often each actor ran, failed, and how long it took; kept in Redis, summed over processes."""
+"""How often each actor ran, failed, and how long it took."""
 
 import threading
 import time
-from collections import Counter
 from typing import Any
 
 import redis
 from dramatiq import Broker, Message, Middleware, Worker
 
-KEY = "mailpoll:task-stats"
-#: Seconds between two writes of a process.
+from .. import counters
+
+#: Seconds between two times that a process adds its counters to those of all.
 FLUSH = 1.0
+COUNTED = ("runs", "failures", "skipped", "microseconds")
 
 
 class TaskStats(Middleware):
-    """Counts in memory and adds to Redis once a second.
+    """Counts tasks, and adds all counters of its process to Redis once a second.
 
     Parameters:
       client: the Redis client that holds the counters of all processes.
@@ -23,18 +24,16 @@ class TaskStats(Middleware):
     def __init__(self, client: "redis.Redis[bytes]") -> None:
         self._client = client
         self._started: dict[str, float] = {}
-        self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
         self._stopped = threading.Event()
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
-        threading.Thread(target=self._run, name="task-stats", daemon=True).start()
+        threading.Thread(target=self._run, name="counters", daemon=True).start()
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
         self._stopped.set()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
-        self._flush()
+        counters.flush(self._client)
 
     def before_process_message(self, broker: Broker, message: Message[Any]) -> None:  # noqa: ARG002
         self._started[message.message_id] = time.monotonic()
@@ -49,41 +48,29 @@ class TaskStats(Middleware):
     ) -> None:
         started = self._started.pop(message.message_id, None)
         spent = 0 if started is None else int((time.monotonic() - started) * 1_000_000)
-        with self._lock:
-            self._counts[f"{message.actor_name}:runs"] += 1
-            self._counts[f"{message.actor_name}:microseconds"] += spent
-            if exception is not None:
-                self._counts[f"{message.actor_name}:failures"] += 1
+        counters.add("task_runs", 1, message.actor_name)
+        counters.add("task_microseconds", spent, message.actor_name)
+        if exception is not None:
+            counters.add("task_failures", 1, message.actor_name)
 
     def after_skip_message(self, broker: Broker, message: Message[Any]) -> None:  # noqa: ARG002
         self._started.pop(message.message_id, None)
-        with self._lock:
-            self._counts[f"{message.actor_name}:skipped"] += 1
+        counters.add("task_skipped", 1, message.actor_name)
 
     def _run(self) -> None:
         while not self._stopped.wait(FLUSH):
-            self._flush()
+            counters.flush(self._client)
 
-    def _flush(self) -> None:
-        with self._lock:
-            counts, self._counts = self._counts, Counter()
-        if not counts:
-            return
-        try:
-            pipeline = self._client.pipeline(transaction=False)
-            for name, amount in counts.items():
-                pipeline.hincrby(KEY, name, amount)
-            pipeline.execute()
-        except redis.RedisError:
-            with self._lock:
-                self._counts.update(counts)
+
+def by_actor(counted: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Per actor: runs, failures, skipped and microseconds, of what ``counters.read`` gave."""
+    actors = {actor for name in COUNTED for actor in counted.get(f"task_{name}", ())}
+    return {
+        actor: {name: counted.get(f"task_{name}", {}).get(actor, 0) for name in COUNTED}
+        for actor in actors
+    }
 
 
 def read(client: "redis.Redis[bytes]") -> dict[str, dict[str, int]]:
     """Per actor: runs, failures, skipped and microseconds."""
-    stats: dict[str, dict[str, int]] = {}
-    for name, amount in client.hgetall(KEY).items():
-        actor, _, what = name.decode().rpartition(":")
-        zero = {"runs": 0, "failures": 0, "skipped": 0, "microseconds": 0}
-        stats.setdefault(actor, zero)[what] = int(amount)
-    return stats
+    return by_actor(counters.read(client))

@@ -8,11 +8,12 @@ from uuid import uuid4
 
 import pytest
 
-from mailpoll import accounts, actors, database
+from mailpoll import accounts, actors, database, queues
 from mailpoll.actors.poll import poll
-from mailpoll.models import AccountState, EmailAccount
+from mailpoll.models import AccountState, EmailAccount, EmailRawMessage
 from mailpoll.sync import LEASE
 from tests.integration.queue_entries import polls
+from tests.integration.rows import account_row
 from tests.integration.system import System, message, wait_until
 
 pytestmark = pytest.mark.queue
@@ -214,3 +215,33 @@ def test_a_scheduler_that_died_after_its_claim_is_made_up_for(system: System) ->
     change(account, queued_until=soon(seconds=-1))
     actors.schedule_polls.fn()
     assert polled_ids(system) == [account.id]
+
+
+@pytest.mark.parametrize("loss", ["emptied", "another"])
+def test_what_a_redis_may_have_lost_is_enqueued_again_by_the_next_tick(
+    system: System, address: str, loss: str
+) -> None:
+    # Given a poll and a message that the database takes for queued
+    system.dovecot.deliver(address, message("waits"))
+    polled = add(system)
+    other = system.add_account(address)
+    poll(account_row(other).id, None)
+    change(polled, queued_until=database.now() + timedelta(minutes=10))
+    with database.transaction():
+        later = database.now() + timedelta(minutes=10)
+        EmailRawMessage.update(next_attempt_at=later).execute()
+    # When Redis is emptied, or another takes its place
+    if loss == "emptied":
+        system.broker.client.flushdb()
+    else:
+        system.broker.flush_all()
+        queues.remember_server(system.broker, "the run of another")
+    # Then one tick and one sweep bring everything back, and the next ones nothing more
+    actors.schedule_polls.fn()
+    actors.sweep.fn()
+    assert str(polled.id) in str(polls(system))
+    assert system.broker.do_qsize("import") + system.broker.do_qsize("process") == 1
+    system.broker.flush_all()
+    actors.schedule_polls.fn()
+    actors.sweep.fn()
+    assert polls(system) == []

@@ -33,6 +33,7 @@ def test_an_empty_queue_has_zeros(system: System) -> None:
         "process",
         "import",
         "maintenance",
+        "webhooks",
     }
     for item in found["queues"]:
         assert (item["waiting"], item["delayed"], item["running"], item["dead"]) == (0, 0, 0, 0)
