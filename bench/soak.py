@@ -1,0 +1,497 @@
+"""Let everything run for an hour, with accounts that come and go, and faults.
+
+``python -m bench.soak [--minutes 60] [--accounts 500] [--rate 5] [--set embedded] [--json]``.
+Mail of all sizes comes in, five accounts are added and five deleted each minute, and every five
+minutes something is broken: processes are killed in the first half, and in the second the servers
+around them, so that memory, files and threads of the same processes can be followed for half of
+the time.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import redis
+import urllib3
+
+from bench import wide
+from bench.contenders.mailpoll import Api
+from bench.results import DIRECTORY, Cell, Plot, Result, Table
+from bench.usage import PAGE, Usage
+from bench.wide import SETS, Polls, Run, WideDovecot, percentile, say, user, wait_until
+from mailpoll import database
+from mailpoll.models import EmailAccount, EmailRawMessage
+from tests.servers.dovecot import Dovecot
+from tests.servers.valkey import Flavour, Valkey
+
+#: Seconds between two samples, and between two faults.
+SAMPLE, FAULT = 10, 300
+#: Accounts that are added, and deleted, each minute.
+TURNOVER = 5
+#: Bytes: sizes are log-normal with a mean of 75 kB, and one message in 2,000 has this size.
+MEDIAN, SIGMA, LARGE = 20_000, 1.626, 25_000_000
+#: What breaks parsers, one message in a hundred.
+HOSTILE = (
+    b"Content-Type: multipart/mixed; boundary=" + b"x" * 5_000 + b"\r\n\r\n--y\r\n" * 2_000,
+    b"Subject: =?utf-8?b?" + b"////" * 20_000 + b"?=\r\n\r\n\0\0\0",
+    b"Content-Type: text/plain; charset=no-such\r\nContent-Transfer-Encoding: base64\r\n\r\n*&^%",
+    b"From: " + b"<" * 50_000 + b"\r\n" * 3 + b"\xff\xfe" * 10_000,
+)
+ROLES = ("poller", "worker", "scheduler", "web", "notifier", "watcher")
+
+
+@dataclass
+class Servers:
+    """What is broken: the Redis of the run, and PostgreSQL's address or ''."""
+
+    redis: Valkey
+    database: str
+    usage: Usage
+
+    def kill(self, role: str) -> None:
+        for pid in _pids(self.usage, role):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def freeze(self, role: str, seconds: float = 20) -> None:
+        pids = _pids(self.usage, role)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if number == signal.SIGSTOP:
+                time.sleep(seconds)
+
+    def flush(self) -> None:
+        redis.Redis.from_url(self.redis.url).flushall()
+
+    def end_sessions(self) -> None:
+        with psycopg.connect(self.database) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+    def faults(self) -> dict[str, list[tuple[str, Callable[[], None]]]]:
+        """By half: what is broken in turn."""
+        first = [(f"{role} killed", lambda role=role: self.kill(role)) for role in ROLES]
+        second = [
+            ("Redis emptied", self.flush),
+            ("poller stands still", lambda: self.freeze("poller")),
+            ("Redis restarted empty", lambda: self.redis.restart(empty=True)),
+            ("worker stands still", lambda: self.freeze("worker")),
+        ]
+        if self.database:
+            second.append(("sessions of PostgreSQL ended", self.end_sessions))
+        return {"first": first, "second": second}
+
+
+def _pids(usage: Usage, role: str) -> list[int]:
+    return [
+        pid
+        for pid, name in list(usage.names.items())
+        if name == role and Path(f"/proc/{pid}").exists()
+    ]
+
+
+@dataclass
+class Mail:
+    """Delivers to random mailboxes, and remembers what went where.
+
+    Parameters:
+      rate: messages a second.
+    """
+
+    dovecot: Dovecot
+    rate: float
+    boxes: list[int]
+    sent: dict[str, tuple[int, float]] = field(default_factory=dict)
+    chance: random.Random = field(default_factory=lambda: random.Random(1))
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        due = time.monotonic()
+        number = 0
+        while not self.stopped.wait(max(0.0, due - time.monotonic())):
+            box = self.chance.choice(self.boxes)
+            name = f"{number}.{box}@soak.example.org"
+            self.sent[name] = (box, time.time())
+            self.dovecot.deliver(user(box), self._letter(name))
+            number += 1
+            due += 1 / self.rate
+
+    def _letter(self, name: str) -> bytes:
+        head = f"Message-ID: <{name}>\r\nDate: Mon, 23 Nov 2026 10:00:00 +0000\r\n".encode()
+        luck = self.chance.random()
+        if luck < 0.01:
+            return head + self.chance.choice(HOSTILE)
+        size = min(2_000_000, int(self.chance.lognormvariate(math.log(MEDIAN), SIGMA)))
+        if luck > 1 - 1 / 2_000:
+            size = LARGE
+        text = self.chance.randbytes(size // 2).hex()
+        lines = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+        return head + b"From: ann@example.org\r\nSubject: soak\r\n\r\n" + lines.encode() + b"\r\n"
+
+
+@dataclass
+class Samples:
+    """What was seen every ten seconds: by pid for processes, by name for the rest."""
+
+    moments: list[float] = field(default_factory=list)
+    figures: dict[str, list[float]] = field(default_factory=dict)
+    processes: dict[tuple[str, int], list[tuple[float, dict[str, float]]]] = field(
+        default_factory=dict
+    )
+
+    def add(self, moment: float, figures: dict[str, float]) -> None:
+        self.moments.append(moment)
+        for name, value in figures.items():
+            self.figures.setdefault(name, []).append(value)
+
+    def look(self, usage: Usage, moment: float) -> None:
+        for pid, role in list(usage.names.items()):
+            with suppress(OSError, ValueError, IndexError):
+                seen = {
+                    "MB": int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 1e6,
+                    "files": _entries(f"/proc/{pid}/fd"),
+                    "threads": _entries(f"/proc/{pid}/task"),
+                }
+                self.processes.setdefault((role, pid), []).append((moment, seen))
+
+    def slopes(self, since: float) -> dict[str, dict[str, float]]:
+        """Per role: the steepest growth per hour of any process that was there all the time."""
+        found: dict[str, dict[str, float]] = {}
+        for (role, _pid), series in self.processes.items():
+            kept = [one for one in series if one[0] >= since]
+            if (
+                role not in ROLES
+                or not kept
+                or kept[-1][0] - kept[0][0] < 0.9 * (self.moments[-1] - since)
+            ):
+                continue
+            for name in ("MB", "files", "threads"):
+                slope = theil_sen([(at / 3600, seen[name]) for at, seen in kept])
+                known = found.setdefault(role, {}).setdefault(name, slope)
+                found[role][name] = max(known, slope)
+        return found
+
+
+def _entries(directory: str) -> float:
+    return float(sum(1 for _ in Path(directory).iterdir()))
+
+
+def theil_sen(points: Sequence[tuple[float, float]]) -> float:
+    """The median of the slopes between any two points, which outliers do not move."""
+    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for i, a in enumerate(points) for b in points[i + 1 :]]
+    return statistics.median(slopes) if slopes else 0.0
+
+
+@dataclass
+class Accounts:
+    """Adds and deletes accounts."""
+
+    api: Api
+    dovecot: Dovecot
+    numbers: dict[int, str] = field(default_factory=dict)
+    next_number: int = 0
+
+    def add(self) -> None:
+        body = {
+            "address": user(self.next_number),
+            "password": self.dovecot.password,
+            "host": "localhost",
+            "port": self.dovecot.imaps_port,
+            "poll_interval": 60,
+            "test": False,
+        }
+        self.numbers[self.next_number] = self.api("POST", "/admin/email-accounts", body)["id"]
+        self.next_number += 1
+
+    def remove(self, number: int) -> None:
+        self.api("DELETE", f"/admin/email-accounts/{self.numbers.pop(number)}")
+
+
+def measure(backing: str, accounts: int, rate: float, minutes: float) -> dict[str, Any]:
+    run = Run(backing, accounts, 60, 0, 0, 1)
+    with tempfile.TemporaryDirectory(prefix="mailpoll-soak-") as name, ExitStack() as stack:
+        directory = Path(name)
+        directory.chmod(0o755)
+        dovecot = stack.enter_context(WideDovecot(directory / "dovecot"))
+        flavour = Flavour.REDIS if backing == "production" else Flavour.VALKEY
+        server = stack.enter_context(Valkey(directory / "own-redis", flavour))
+        environ = wide.environment(run, dovecot, directory, stack) | {"REDIS_URL": server.url}
+        database.open_database(environ["DATABASE_URL"])
+        stack.callback(database.close_database)
+        (process,) = stack.enter_context(wide.started(run, environ, directory))
+        usage = Usage(process.pid)
+        usage.start()
+        stack.callback(usage.stop)
+        api = Api(int(environ["PORT"]), environ["MAILPOLL_API_TOKEN"])
+        mailboxes = Accounts(api, dovecot)
+        for _ in range(accounts):
+            mailboxes.add()
+        say(f"{accounts} accounts; first round after {wide.first_round():.0f} s")
+        mail = Mail(dovecot, rate, list(mailboxes.numbers))
+        sender = threading.Thread(target=mail.run, daemon=True)
+        sender.start()
+        url = environ["DATABASE_URL"] if backing == "production" else ""
+        servers = Servers(server, url, usage)
+        figures = observe(mailboxes, mail, servers, usage, minutes)
+        mail.stopped.set()
+        sender.join()
+        return figures | verdict(mailboxes, mail, environ, directory)
+
+
+def observe(
+    mailboxes: Accounts, mail: Mail, servers: Servers, usage: Usage, minutes: float
+) -> dict[str, Any]:
+    """Break, add, delete and look until the time is over; the figures."""
+    samples, polls = Samples(), Polls()
+    polls.look()
+    start = time.monotonic()
+    seconds = minutes * 60
+    faults = servers.faults()
+    broken: list[tuple[int, str]] = []
+    waits: list[float] = []
+    halves: dict[str, list[int]] = {}
+    turned = 0
+    while (now := time.monotonic() - start) < seconds:
+        half = "first" if now < seconds / 2 else "second"
+        if now // FAULT > len(broken):
+            what, do = faults[half][len(broken) % len(faults[half])]
+            broken.append((round(now), what))
+            say(f"minute {now / 60:.0f}: {what}")
+            do()
+        if now // 60 > turned:
+            turned += 1
+            turn_over(mailboxes, mail)
+        polls.look()
+        samples.look(usage, now)
+        figures, wait = seen(mailboxes.api, servers.redis)
+        waits += wait
+        samples.add(now, figures)
+        halves.setdefault(half, []).extend(polls.lateness)
+        polls.lateness.clear()
+        time.sleep(max(0.0, start + len(samples.moments) * SAMPLE - time.monotonic()))
+    return figures_of(samples, halves, waits, broken, seconds)
+
+
+def turn_over(mailboxes: Accounts, mail: Mail) -> None:
+    """A few accounts go, and as many come."""
+    with suppress(RuntimeError, urllib3.exceptions.HTTPError):  # Redis or web may just be away
+        for number in mail.chance.sample(sorted(mailboxes.numbers), TURNOVER):
+            mail.boxes.remove(number)
+            mailboxes.remove(number)
+        for _ in range(TURNOVER):
+            mailboxes.add()
+            mail.boxes.append(mailboxes.next_number - 1)
+
+
+def seen(api: Api, server: Valkey) -> tuple[dict[str, float], list[float]]:
+    """Queue lengths, Redis and rows now; the seconds that a page of the API took."""
+    begun = time.monotonic()
+    wait = []
+    with suppress(RuntimeError, urllib3.exceptions.HTTPError):
+        api("GET", "/admin/email-accounts?limit=50")
+        wait.append(time.monotonic() - begun)
+    found = {"Redis MB": 0.0, "Redis keys": 0.0, "waiting": 0.0}
+    with suppress(redis.RedisError):
+        client = redis.Redis.from_url(server.url, socket_timeout=2)
+        found["Redis MB"] = int(client.info("memory")["used_memory"]) / 1e6
+        found["Redis keys"] = float(client.dbsize())
+    table = EmailRawMessage
+    with database.connected():
+        found["waiting"] = float(table.select().where(table.status == "stored").count())
+    return found, wait
+
+
+def figures_of(
+    samples: Samples,
+    halves: dict[str, list[int]],
+    waits: list[float],
+    broken: list[tuple[int, str]],
+    seconds: float,
+) -> dict[str, Any]:
+    late = {half: percentile(sorted(values), 95) / 1_000 for half, values in halves.items()}
+    since = [place for place, moment in enumerate(samples.moments) if moment >= seconds / 2]
+    return {
+        "late_p95_first_s": late.get("first"),
+        "late_p95_second_s": late.get("second"),
+        "api_p99_ms": round(percentile(sorted(waits), 99) * 1_000),
+        "growth_per_hour": samples.slopes(seconds / 2),
+        "redis_keys_per_hour": theil_sen(
+            [(samples.moments[at] / 3600, samples.figures["Redis keys"][at]) for at in since]
+        ),
+        "waiting_p95": percentile(sorted(samples.figures["waiting"]), 95),
+        "faults": broken,
+        "moments": [round(moment) for moment in samples.moments],
+        "figures": samples.figures,
+        "memory": memory(samples),
+    }
+
+
+def memory(samples: Samples) -> dict[str, list[float | None]]:
+    """Megabytes of the largest process of each role at each moment."""
+    found: dict[str, dict[float, float]] = {}
+    for (role, _pid), series in samples.processes.items():
+        if role in ROLES:
+            for moment, seen_then in series:
+                by = found.setdefault(role, {})
+                by[moment] = max(by.get(moment, 0.0), seen_then["MB"])
+    return {
+        role: [round(by[moment], 1) if moment in by else None for moment in samples.moments]
+        for role, by in found.items()
+    }
+
+
+def verdict(
+    mailboxes: Accounts, mail: Mail, environ: dict[str, str], directory: Path
+) -> dict[str, Any]:
+    """What is lost or doubled; what fsck says; what is left when all accounts are deleted."""
+    there = set(mailboxes.numbers)
+    wanted = {name for name, (box, _) in mail.sent.items() if box in there}
+    table = EmailRawMessage
+
+    def rows() -> list[str]:
+        with database.connected():
+            query = table.select(table.message_id).where(table.status != "stored")
+            return [name for (name,) in query.tuples() if name in wanted]
+
+    with suppress(SystemExit):
+        wait_until(lambda: len(set(rows())) >= len(wanted), 1)
+    found = rows()
+    fsck = subprocess.run(
+        [sys.executable, "-m", "mailpoll", "fsck", "--offline"],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for number in list(mailboxes.numbers):
+        mailboxes.remove(number)
+    accounts = EmailAccount
+
+    def gone() -> bool:
+        with database.connected():
+            return not accounts.select().exists()
+
+    start = time.monotonic()
+    wait_until(gone, 1)
+    seconds = time.monotonic() - start
+    with database.connected():
+        left = int(table.select().count())
+    files = sum(1 for path in (directory / "data" / "blobs").rglob("*") if path.is_file())
+    return {
+        "messages": len(mail.sent),
+        "of_those_there": len(wanted),
+        "lost": len(wanted - set(found)),
+        "doubled": len(found) - len(set(found)),
+        "fsck": fsck.returncode,
+        "fsck_says": fsck.stdout[-2_000:] if fsck.returncode else "",
+        "deletion_of_all_s": round(seconds),
+        "rows_left": left,
+        "files_left": files,
+    }
+
+
+def document(found: dict[str, dict[str, Any]], minutes: float) -> Result:
+    plots, rows, growth = [], [], []
+    for backing, figures in found.items():
+        plots.append(
+            Plot(
+                f"soak-{backing}",
+                f"Memory of the largest process of each kind, {backing} set, with a fault every "
+                "five minutes",
+                "lines",
+                [round(moment / 60, 1) for moment in figures["moments"][::6]],
+                "minutes",
+                "MB",
+                False,
+                {role: values[::6] for role, values in figures["memory"].items()},
+            )
+        )
+        rows.append([backing, *(figures[key] for key in COLUMNS)])
+        growth += [
+            [f"{backing}, {role}", by["MB"], by["files"], by["threads"]]
+            for role, by in sorted(figures["growth_per_hour"].items())
+        ]
+    text = [
+        f"{minutes:g} minutes with mail of all sizes, accounts that come and go, and every five "
+        "minutes a fault: "
+        + "; ".join(
+            f"{backing}: " + ", ".join(f"{what} ({at // 60} min)" for at, what in figures["faults"])
+            for backing, figures in found.items()
+        )
+        + ". Growth is the median of the slopes between any two samples (Theil-Sen) of the second "
+        "half, in which no process of mailpoll is killed. Made by `make soak`."
+    ]
+    columns: list[list[Cell]] = rows
+    tables = [
+        Table("Soak", ["set", *COLUMNS.values()], columns),
+        Table("Growth per hour", ["process", "MB", "open files", "threads"], growth),
+    ]
+    return Result("Soak", text, tables, plots)
+
+
+COLUMNS = {
+    "messages": "messages",
+    "lost": "lost",
+    "doubled": "doubled",
+    "fsck": "fsck's exit code",
+    "late_p95_first_s": "polls late p95, first half, s",
+    "late_p95_second_s": "second half, s",
+    "api_p99_ms": "a page of accounts p99, ms",
+    "redis_keys_per_hour": "growth of Redis, keys per hour",
+    "rows_left": "rows left after deletion of all",
+    "files_left": "files left",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--accounts", type=int, default=500)
+    parser.add_argument("--rate", type=float, default=5, help="messages a second")
+    parser.add_argument("--set", choices=SETS, action="append", dest="sets")
+    parser.add_argument("--json", action="store_true", help="keep the result for the report")
+    options = parser.parse_args()
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    found = {
+        name: measure(name, options.accounts, options.rate, options.minutes)
+        for name in options.sets or SETS
+    }
+    result = document(found, options.minutes)
+    for table in result.tables:
+        print(table.markdown())
+    brief = {
+        name: {
+            key: value
+            for key, value in figures.items()
+            if key not in ("figures", "memory", "moments")
+        }
+        for name, figures in found.items()
+    }
+    print(json.dumps(brief, indent=1))
+    if options.json:
+        result.save(DIRECTORY / "soak.json")
+
+
+if __name__ == "__main__":
+    main()
