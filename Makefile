@@ -5,10 +5,11 @@ SHELL := /bin/sh
 
 VENV := .venv
 VENV2 := .venv-dramatiq2
+VENV_DOCS := .venv-docs
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # Tests wait for servers more than they compute, so more workers than cores pay.
-WORKERS ?= 4
+WORKERS ?= 6
 PIP := pip install --quiet --disable-pip-version-check --require-hashes
 
 .PHONY: help
@@ -21,8 +22,15 @@ demo: $(VENV)/app.installed ## Run everything with 20 sample mailboxes; ONCE=1 v
 
 .PHONY: test
 test: servers $(VENV)/dev.installed $(VENV2)/dev.installed ## Install what the tests need, and run them
-	$(VENV)/bin/python -m pytest -n $(WORKERS) tests
-	$(VENV2)/bin/python -m pytest -n $(WORKERS) -m queue tests
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal tests
+	$(VENV2)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m queue tests
+
+# For example: make campaign ONLY=F73 MINUTES=30 SEED=7
+.PHONY: campaign
+campaign: servers $(VENV)/dev.installed ## Break everything on purpose: hours; see docs/reliability.md
+	$(VENV)/bin/python -m tests.campaign --json docs/reliability.json $(if $(ONLY),--only $(ONLY)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+	$(VENV)/bin/python -m tests.campaign.report docs/reliability.json docs/reliability.md
 
 .PHONY: servers
 servers:
@@ -33,6 +41,40 @@ lint: $(VENV)/dev.installed ## Check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+.PHONY: audit
+audit: $(VENV)/dev.installed ## Look the locked packages up among known vulnerabilities
+	@PIP_AUDIT=$(VENV)/bin/pip-audit tests/audit
+
+.PHONY: sbom
+sbom: $(VENV)/dev.installed ## List what an installation is made of (CycloneDX): build/sbom.json
+	@mkdir -p build
+	@$(VENV)/bin/cyclonedx-py requirements requirements.lock --output-reproducible -o build/sbom.json
+	@echo build/sbom.json
+
+.PHONY: notices
+notices: $(VENV)/dev.installed ## List the licences of what an installation is made of: THIRD-PARTY.md
+	@$(VENV)/bin/python -m tests.release.notices
+
+.PHONY: pages
+pages: $(VENV)/dev.installed ## Make what pages repeat of the code: providers, API reference
+	@$(VENV)/bin/python -m tests.docs.pages
+
+.PHONY: docs
+docs: $(VENV_DOCS)/docs.installed ## Build the pages as a site that asks no other host: build/site
+	@NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --quiet --strict
+	@echo build/site/index.html
+
+.PHONY: release-check
+release-check: servers $(VENV)/dev.installed ## Build, install and try what is released: dist/
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[release]"
+	@$(VENV)/bin/python -m tests.release
+
+# For example: make upgrade-check FROM=v0.1.0
+.PHONY: upgrade-check
+upgrade-check: servers $(VENV)/dev.installed ## Let this version take over what FROM has filled
+	@test -n "$(FROM)" || { echo "say from what: make upgrade-check FROM=v0.1.0"; exit 1; }
+	@$(VENV)/bin/python -m tests.upgrade $(FROM)
 
 .PHONY: bench
 bench: bench-installed ## Measure mailpoll beside mbsync and a raw download: 5 minutes
@@ -53,9 +95,30 @@ bench-installed: servers $(VENV)/dev.installed
 bench-growth: servers $(VENV)/dev.installed ## Measure each step with up to a million messages (20 minutes)
 	$(VENV)/bin/python -m bench.growth --json
 
+.PHONY: bench-push
+bench-push: servers $(VENV)/dev.installed ## Watch 2,000 mailboxes, and see how soon mail is told of
+	$(VENV)/bin/python -m bench.push --json
+
+.PHONY: bench-adaptive
+bench-adaptive: $(VENV)/dev.installed ## Logins saved by polling in a mailbox's own rhythm
+	$(VENV)/bin/python -m bench.adaptive --json
+
+# For example: make soak MINUTES=480
+.PHONY: soak
+soak: bench-installed ## Run for an hour on each set with mail, accounts that come and go, and faults
+	$(VENV)/bin/python -m bench.soak --json $(if $(MINUTES),--minutes $(MINUTES))
+
 .PHONY: bench-wide
 bench-wide: servers $(VENV)/dev.installed ## Poll 5,000 mailboxes every minute for ten minutes, four times
 	$(VENV)/bin/python -m bench.wide --json
+
+.PHONY: bench-search
+bench-search: servers $(VENV)/dev.installed ## Search 100,000 messages on both databases (10 minutes)
+	$(VENV)/bin/python -m bench.search --json
+
+.PHONY: screenshots
+screenshots: servers $(VENV)/dev.installed ## Take the pictures of the console in docs/images
+	$(VENV)/bin/python -m tests.screenshots
 
 .PHONY: fidelity
 fidelity: $(VENV)/dev.installed ## Compare the parser with four others on public test mail
@@ -77,12 +140,15 @@ lock: $(VENV)/dev.installed ## Resolve the dependencies anew
 		set -- $$line; name=$$1; shift; extras=$$(for e in "$$@"; do echo --extra $$e; done); \
 		$(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 			--no-header --upgrade setup.cfg $$extras -o $$name.lock || exit 1; done
+	sed -n '/^docs =/,/^[a-z]/s/^    //p' setup.cfg | $(VENV)/bin/uv pip compile -q --universal \
+		--python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade - \
+		-o requirements-docs.lock
 
 .PHONY: clean
 clean: ## Remove environments and what the demo left
-	rm -rf $(VENV) $(VENV2) demo-data build *.egg-info
+	rm -rf $(VENV) $(VENV2) $(VENV_DOCS) demo-data build dist *.egg-info
 
-$(VENV)/bin/python $(VENV2)/bin/python:
+$(VENV)/bin/python $(VENV2)/bin/python $(VENV_DOCS)/bin/python:
 	@test -n "$(PYTHON)" || { echo "mailpoll needs Python 3.11 or newer: apt install python3 python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 		{ echo "Python's venv module is missing: apt install python3-venv"; exit 1; }
@@ -106,4 +172,9 @@ $(VENV2)/dev.installed: requirements-dev-dramatiq2.lock setup.cfg | $(VENV2)/bin
 	@echo "installing packages for tests with dramatiq 2"
 	@$(VENV2)/bin/$(PIP) -r requirements-dev-dramatiq2.lock
 	@$(VENV2)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV_DOCS)/docs.installed: requirements-docs.lock | $(VENV_DOCS)/bin/python
+	@echo "installing what builds the site"
+	@$(VENV_DOCS)/bin/$(PIP) -r requirements-docs.lock
 	@touch $@

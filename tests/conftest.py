@@ -10,15 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import hypothesis
 import pytest
 
+from mailpoll import database, migrate
 from tests.servers.dovecot import Dovecot
 from tests.servers.postgres import Postgres
 from tests.servers.process import OWNER_VARIABLE, Server
 from tests.servers.seaweed import Seaweed
 from tests.servers.valkey import Flavour, Valkey
 
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("mailpoll", deadline=None)
+hypothesis.settings.load_profile("mailpoll")
+
 SHARED_DIRECTORY_VARIABLE = "MAILPOLL_TEST_SERVERS"
+MIGRATED = "migrated"
 
 S = TypeVar("S", bound=Server)
 
@@ -29,6 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
         directory = Path(tempfile.mkdtemp(prefix="mailpoll-servers-"))
         directory.chmod(0o755)  # servers that drop root's rights must get in
         os.environ[SHARED_DIRECTORY_VARIABLE] = str(directory)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes minutes, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: "test_requests_openapi" not in item.nodeid)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -48,6 +60,20 @@ def dovecot() -> Dovecot:
 @pytest.fixture(scope="session")
 def postgres() -> Postgres:
     return shared("postgres", Postgres)
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Postgres) -> str:
+    """The name of a database with all tables: a copy is there sooner than the migration is done."""
+    directory = Path(os.environ[SHARED_DIRECTORY_VARIABLE])
+    done = directory / f"{MIGRATED}.done"
+    with locked(directory / f"{MIGRATED}.lock"):
+        if not done.exists():
+            database.open_database(postgres.create_database(MIGRATED))
+            migrate.migrate()
+            database.close_database()
+            done.touch()
+    return MIGRATED
 
 
 @pytest.fixture(scope="session")

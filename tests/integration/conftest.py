@@ -45,7 +45,7 @@ def _production(request: pytest.FixtureRequest, directory: Path) -> dict[str, st
     request.addfinalizer(lambda: postgres.drop_database(name))
     request.addfinalizer(lambda: seaweed.drop_bucket(name))
     return {
-        "DATABASE_URL": postgres.create_database(name),
+        "DATABASE_URL": postgres.create_database(name, request.getfixturevalue("migrated")),
         "REDIS_URL": f"{request.getfixturevalue('redis_server').url}/{_redis_database()}",
         "STORAGE_URL": seaweed.url_of(name),
     }

@@ -8,7 +8,7 @@ from dramatiq import Message
 from peewee import fn
 
 from mailpoll import accounts, actors, database, fsck, queues, runtime, stats
-from mailpoll.blobs import S3
+from mailpoll.blobs.s3 import S3
 from mailpoll.broker import POLLER_QUEUES, redis_client
 from mailpoll.fsck import Outcome, Tally
 from mailpoll.models import (
@@ -16,8 +16,10 @@ from mailpoll.models import (
     EmailAccount,
     EmailAccountDay,
     EmailDay,
+    EmailEvent,
     EmailJob,
     EmailRawMessage,
+    WebhookDelivery,
 )
 from tests.integration.rows import counts
 from tests.integration.system import System
@@ -58,13 +60,27 @@ def assert_all_can_be_deleted(system: System) -> None:
         with database.transaction():
             EmailJob.update(lease_until=None).where(EmailJob.id == job.id).execute()
         actors.delete_account.fn(job.id)
-    # Tombstones stay, and what is known of hosts, which belongs to no account.
-    assert set(counts()) <= {"email_jobs", "email_hosts"}
+    # Tombstones stay, and what belongs to no account.
+    stays = {"email_jobs", "email_hosts", "email_events", "webhook_endpoints", "webhook_deliveries"}
+    stays |= {"api_keys", "email_scrub"}
+    assert set(counts()) <= stays
+    with database.connected():
+        for table in (EmailEvent, WebhookDelivery):
+            assert not table.select().where(table.account_id.is_null(False)).exists()
+    assert_no_words_are_left()
     assert_stores_are_empty(system)
     client = redis_client(system.settings)
     assert_queues_are_free_of({row.id for row in rows}, messages, client)
     names = {name.encode() for row in rows for name in (row.uuid, row.address)}
     assert [key for key, text in everything_in(client) if any(one in text for one in names)] == []
+
+
+def assert_no_words_are_left() -> None:
+    """SQLite's index of words is a table of its own; PostgreSQL has them in rows."""
+    if database.is_sqlite():
+        sql = "SELECT COUNT(*) FROM email_search_index WHERE email_search_index MATCH 'x_'"
+        with database.connected():
+            assert database.proxy.execute_sql(sql).fetchone() == (0,)
 
 
 def assert_stores_are_empty(system: System) -> None:

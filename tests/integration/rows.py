@@ -3,7 +3,17 @@
 from typing import Any
 
 from mailpoll import database, runtime
-from mailpoll.models import TABLES, EmailAccount, EmailDay, EmailJob, EmailRawMessage
+from mailpoll.models import (
+    TABLES,
+    Alarm,
+    AuditEvent,
+    EmailAccount,
+    EmailDay,
+    EmailHour,
+    EmailJob,
+    EmailRawMessage,
+    Mark,
+)
 
 
 def account_row(uuid: str) -> EmailAccount:
@@ -27,9 +37,10 @@ def change_jobs(**columns: Any) -> None:
 
 
 def counts() -> dict[str, int]:
-    """Rows of every table that has any."""
+    """Rows of every table that has any, but for those that are about no account at all."""
+    tables = {*TABLES, EmailDay} - {Alarm, AuditEvent, EmailHour, Mark}
     with database.connected():
-        found = {table._meta.table_name: table.select().count() for table in (*TABLES, EmailDay)}
+        found = {table._meta.table_name: table.select().count() for table in tables}
     return {name: count for name, count in found.items() if count}
 
 

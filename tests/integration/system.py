@@ -10,7 +10,7 @@ import dramatiq
 import falcon.testing
 from dramatiq import Worker
 
-from mailpoll import database, migrate, runtime
+from mailpoll import database, migrate, queues, runtime
 from mailpoll.broker import Broker, make_broker
 from mailpoll.models import TABLES
 from mailpoll.settings import Settings, new_key, new_token, settings
@@ -134,12 +134,18 @@ def configured(environ: Mapping[str, str]) -> Iterator[Broker]:
     settings.cache_clear()
     runtime.storage.cache_clear()
     runtime.keyring.cache_clear()
+    runtime.data_key.cache_clear()
+    # A thread that an earlier test has left may have read the old variables just before.
+    while str(settings().data_dir) != environ["MAILPOLL_DATA_DIR"]:
+        settings.cache_clear()
     try:
         from mailpoll import actors
 
         runtime.start()
         migrate.migrate()
         broker = make_broker(settings())
+        # A Redis that mailpoll has known for long: a new one gets everything once more.
+        queues.remember_server(broker, queues.new_server(broker) or "")
         _adopt(actors.broker, broker)
         yield broker
     finally:
@@ -150,6 +156,7 @@ def configured(environ: Mapping[str, str]) -> Iterator[Broker]:
         settings.cache_clear()
         runtime.storage.cache_clear()
         runtime.keyring.cache_clear()
+        runtime.data_key.cache_clear()
 
 
 def _adopt(old: Broker, new: Broker) -> None:

@@ -113,6 +113,7 @@ def test_the_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     assert run(program, "--version").strip() == f"mailpoll, version {__version__}"
     assert "001_initial" in run(program, "migrate")
     assert run(program, "migrate").strip() == "nothing to do"
+    assert "</html>" in run(program, "report", "--html")  # whose template is in the wheel
 
 
 @pytest.mark.queue
@@ -132,7 +133,15 @@ def procfile() -> dict[str, list[str]]:
 
 
 def test_every_process_of_the_procfile_is_a_command() -> None:
-    assert set(procfile()) == {"release", "web", "scheduler", "poller", "worker"}
+    assert set(procfile()) == {
+        "release",
+        "web",
+        "scheduler",
+        "poller",
+        "worker",
+        "notifier",
+        "watcher",
+    }
     for program, command in procfile().values():
         assert program == "mailpoll"
         assert command in COMMANDS
@@ -235,6 +244,7 @@ def test_the_compose_file_sets_variables_that_mailpoll_accepts() -> None:
     given = {
         "MAILPOLL_SECRET_KEY": new_key(),
         "MAILPOLL_API_TOKEN": new_token(),
+        "MAILPOLL_NOTIFY_URLS": "",
     }
     for service in ours().values():
         assert set(service["environment"]) <= KNOWN

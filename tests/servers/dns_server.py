@@ -18,10 +18,12 @@ class DnsServer:
 
     Parameters:
       records: (name, type) to texts, such as ``("example.org.", "MX"): ["10 mx.example.org."]``.
+      later: what takes a record's place after it was asked for once.
       silent: it takes questions and never answers.
     """
 
     records: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    later: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     silent: bool = False
     #: What was asked, as (name, type).
     questions: list[tuple[str, str]] = field(default_factory=list)
@@ -56,6 +58,8 @@ class DnsServer:
         name, kind = question.name.to_text().lower(), dns.rdatatype.to_text(question.rdtype)
         self.questions.append((name, kind))
         texts = self.records.get((name, kind))
+        if (name, kind) in self.later:
+            self.records[name, kind] = self.later.pop((name, kind))
         if texts:
             answer.answer.append(dns.rrset.from_text(question.name, 60, "IN", kind, *texts))
         elif not any(known == name for known, _ in self.records):

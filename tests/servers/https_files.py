@@ -17,11 +17,13 @@ class HttpsFiles:
       directory: holds ``server.pem`` and ``server.key``.
       files: path to (status, content).
       drips: send a byte of the content a second.
+      packed: say that the content is packed with gzip.
     """
 
     directory: Path
     files: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     drips: bool = False
+    packed: bool = False
     asked: list[str] = field(default_factory=list)
     _server: ThreadingHTTPServer | None = None
 
@@ -52,6 +54,8 @@ def _serving(server: HttpsFiles) -> type[BaseHTTPRequestHandler]:
             status, content = server.files.get(self.path, (404, b"not here"))
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
+            if server.packed:
+                self.send_header("Content-Encoding", "gzip")
             self.send_header("Location", "https://169.254.169.254/")
             self.end_headers()
             if not server.drips:

@@ -57,6 +57,10 @@ class Mailbox:
       next_uid: what is told as UIDNEXT; ``None`` tells the truth.
       flags: what LIST says of the folder.
       dates: UID to INTERNALDATE.
+      marks: UID to the flags of a message, and ``labels`` to Gmail's, as they go over the wire.
+      modseq: what is told as HIGHESTMODSEQ; ``None`` tells nothing.
+      modseqs: UID to the mod-sequence of a message; 1 where it is missing.
+      vanished: what is told as VANISHED to those who ask what has changed.
     """
 
     messages: dict[int, bytes] = field(default_factory=dict)
@@ -65,6 +69,11 @@ class Mailbox:
     next_uid: int | None = None
     flags: bytes = b""
     dates: dict[int, str] = field(default_factory=dict)
+    marks: dict[int, bytes] = field(default_factory=dict)
+    labels: dict[int, bytes] = field(default_factory=dict)
+    modseq: int | None = None
+    modseqs: dict[int, int] = field(default_factory=dict)
+    vanished: bytes = b""
     _sorted: list[int] = field(default_factory=list)
 
     @property
@@ -82,6 +91,15 @@ class Mailbox:
         uids = self.uids()
         found = uids[bisect.bisect_left(uids, first) : bisect.bisect_right(uids, last)]
         return [uid for uid in found if uid in self.messages and uid not in self.hidden]
+
+    def marked(self, verb: str, uid: int) -> bytes:
+        """What a FETCH answer tells of flags and labels, as far as it was asked for."""
+        found = b""
+        if "FLAGS" in verb:
+            found += b" FLAGS (%b)" % self.marks.get(uid, b"")
+        if "X-GM-LABELS" in verb:
+            found += b" X-GM-LABELS (%b)" % self.labels.get(uid, b"")
+        return found
 
 
 @dataclass(slots=True)
@@ -233,13 +251,18 @@ class ScriptedImap:
             connection.authenticated = True
         if verb.startswith("ID "):
             connection.identified = True
+        if verb.startswith("ENABLE "):
+            return b"* ENABLED" + command[6:].encode() + b"\r\n" + done
         if verb.startswith("LIST"):
-            return b"".join(self._list("LIST-STATUS" in self.capabilities.decode())) + done
+            with_status = "LIST-STATUS" in self.capabilities.decode()
+            changes = "HIGHESTMODSEQ" in verb
+            return b"".join(self._list(with_status, changes=changes)) + done
         if verb.startswith("STATUS"):
             name = _name(command, 1)
             if name.upper() != b"INBOX" and name not in self.folders:
                 return b"{tag} NO [NONEXISTENT] no such folder\r\n"
-            return self._status(name, sizes=" SIZE)" in verb) + done
+            sizes, changes = " SIZE)" in verb, "HIGHESTMODSEQ" in verb
+            return self._status(name, sizes=sizes, changes=changes) + done
         if verb.startswith("EXAMINE"):
             return self._examine(_name(command, 1), connection)
         if verb.startswith("UID SEARCH"):
@@ -248,25 +271,28 @@ class ScriptedImap:
             return self._fetch(verb, connection.folder) + done
         return done
 
-    def _list(self, with_status: bool) -> Iterator[bytes]:
+    def _list(self, with_status: bool, *, changes: bool = False) -> Iterator[bytes]:
         yield b'* LIST () "%b" INBOX\r\n' % self.delimiter
         for name, mailbox in self.folders.items():
             yield b'* LIST (%b) "%b" %b\r\n' % (mailbox.flags, self.delimiter, _quoted(name))
         if with_status:
-            yield self._status(b"INBOX")
+            yield self._status(b"INBOX", changes=changes)
             for name, mailbox in self.folders.items():
                 if b"\\Noselect" not in mailbox.flags:
-                    yield self._status(name)
+                    yield self._status(name, changes=changes)
 
-    def _status(self, name: bytes, *, sizes: bool = False) -> bytes:
+    def _status(self, name: bytes, *, sizes: bool = False, changes: bool = False) -> bytes:
         mailbox = self.mailbox(name)
+        told = changes and mailbox.modseq is not None
+        change = b" HIGHESTMODSEQ %d" % mailbox.modseq if told else b""
         size = b" SIZE %d" % sum(map(len, mailbox.messages.values())) if sizes else b""
-        return b"* STATUS %b (MESSAGES %d UIDNEXT %d UIDVALIDITY %d%b)\r\n" % (
+        return b"* STATUS %b (MESSAGES %d UIDNEXT %d UIDVALIDITY %d%b%b)\r\n" % (
             _quoted(name),
             len(mailbox.messages),
             mailbox.uidnext,
             mailbox.uidvalidity,
             size,
+            change,
         )
 
     def _examine(self, name: bytes, connection: Connection) -> bytes:
@@ -274,10 +300,14 @@ class ScriptedImap:
             return b"{tag} NO [NONEXISTENT] no such folder\r\n"
         connection.folder = name
         mailbox = self.mailbox(name)
+        told = mailbox.modseq
+        change = (
+            b"* OK [NOMODSEQ] ok\r\n" if told is None else b"* OK [HIGHESTMODSEQ %d]\r\n" % told
+        )
         return (
-            b"* %d EXISTS\r\n* OK [UIDVALIDITY %d] ok\r\n* OK [UIDNEXT %d] ok\r\n"
+            b"* %d EXISTS\r\n* OK [UIDVALIDITY %d] ok\r\n* OK [UIDNEXT %d] ok\r\n%b"
             b"{tag} OK [READ-ONLY] done\r\n"
-            % (len(mailbox.messages), mailbox.uidvalidity, mailbox.uidnext)
+            % (len(mailbox.messages), mailbox.uidvalidity, mailbox.uidnext, change)
         )
 
     def _search(self, verb: str, connection: Connection) -> bytes:
@@ -295,7 +325,12 @@ class ScriptedImap:
         mailbox = self.mailbox(folder)
         part = re.search(r"BODY\.PEEK\[\]<(\d+)\.(\d+)>", verb)
         lines = []
+        since = re.search(r"CHANGEDSINCE (\d+)", verb)
+        if since and " VANISHED)" in verb and mailbox.vanished:
+            lines.append(b"* VANISHED (EARLIER) %b\r\n" % mailbox.vanished)
         for uid in self._uids(verb.split()[2], mailbox):
+            if since and mailbox.modseqs.get(uid, 1) <= int(since[1]):
+                continue
             raw = mailbox.messages[uid]
             number = bisect.bisect_left(mailbox.uids(), uid) + 1
             if part:
@@ -321,11 +356,20 @@ class ScriptedImap:
             elif "INTERNALDATE" in verb:
                 date = mailbox.dates.get(uid, DATE).encode()
                 lines.append(
-                    b'* %d FETCH (UID %d RFC822.SIZE %d INTERNALDATE "%b"%b)\r\n'
-                    % (number, uid, len(raw), date, _content_name(verb, raw))
+                    b'* %d FETCH (UID %d RFC822.SIZE %d INTERNALDATE "%b"%b%b)\r\n'
+                    % (
+                        number,
+                        uid,
+                        len(raw),
+                        date,
+                        _content_name(verb, raw),
+                        mailbox.marked(verb, uid),
+                    )
                 )
             else:
-                lines.append(b"* %d FETCH (UID %d)\r\n" % (number, uid))
+                lines.append(
+                    b"* %d FETCH (UID %d%b)\r\n" % (number, uid, mailbox.marked(verb, uid))
+                )
         return b"".join(lines)
 
     def _note(self, folder: bytes, mailbox: Mailbox, uid: int, raw: bytes) -> None:

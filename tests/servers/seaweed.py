@@ -15,6 +15,8 @@ from tests.servers.process import Server, find_program, free_ports
 ACCESS_KEY = "test-access"
 SECRET_KEY = "test-secret"
 BUCKET = "mailpoll"
+#: A bucket that strangers may list and read, once a test has made it.
+PUBLIC_BUCKET = "for-everybody"
 
 
 class Seaweed(Server):
@@ -106,4 +108,10 @@ class Seaweed(Server):
 def _identities() -> dict[str, object]:
     keys = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    return {"identities": [{"name": "test", "credentials": [keys], "actions": actions}]}
+    strangers = [f"{action}:{PUBLIC_BUCKET}" for action in ("Read", "List")]
+    return {
+        "identities": [
+            {"name": "test", "credentials": [keys], "actions": actions},
+            {"name": "anonymous", "actions": strangers},
+        ]
+    }
