@@ -75,7 +75,9 @@ def run_compare(options: argparse.Namespace, directory: Path) -> None:
         comparison.run()
         found = {}
         for kind in SETS.values() if options.details else []:
-            found[kind.name] = details(kind, mail, directory / "details", options.limit)
+            found[kind.name] = details(
+                kind, mail, directory / f"{kind.name}-details", options.limit
+            )
         result = comparison.result(found)
     print("\n\n".join([result.text[-1], *(table.markdown() for table in result.tables)]))
     if options.json:

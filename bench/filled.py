@@ -94,7 +94,7 @@ class Filling:
         lateness = database.json([number % 900] * 50)
         return (
             *(number, uuid(number), f"user{number:05}@example.org", "imap.example.org", 993),
-            *("tls", f"user{number:05}@example.org", "password", "-", 60, "active", 1, now),
+            *("tls", f"user{number:05}@example.org", "password", "-", "-", 60, "active", 1, now),
             *(now, now, 80, number % 900, lateness, now, now, now),
         )
 
@@ -180,8 +180,8 @@ def _folder_id(account: int, position: int) -> int:
 
 ACCOUNT = (
     *("id", "uuid", "address", "host", "port", "security", "username", "auth", "credential"),
-    *("poll_interval", "state", "lease_token", "next_poll_at", "last_poll_at", "last_success_at"),
-    *("last_poll_ms", "last_lateness_ms", "recent_lateness_ms", "imported_at"),
+    *("data_key", "poll_interval", "state", "lease_token", "next_poll_at", "last_poll_at"),
+    *("last_success_at", "last_poll_ms", "last_lateness_ms", "recent_lateness_ms", "imported_at"),
     *("created_at", "updated_at"),
 )
 FOLDER = (

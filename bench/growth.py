@@ -224,7 +224,7 @@ class Steps:
         assert job is not None
         delete_account.fn(job.id)
         with database.connected():
-            return int(EmailJob.get_by_id(job.id).counts["messages"])
+            return int(EmailJob.get_by_id(job.id).counts["email_raw_messages"])
 
     # Requests
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from bench.results import DIRECTORY, Plot, Result, shown
 
 #: The order of the sections; results of other names follow.
-ORDER = ["compare", "wide", "growth"]
+ORDER = ["compare", "wide", "growth", "search"]
 
 HEAD = """# Performance
 
@@ -24,6 +24,7 @@ Made by `python -m bench.report` from the results in `docs/performance/`; not ed
 | `make bench-full` | every contender, three rounds, and mailpoll in detail |
 | `make bench-wide` | 5,000 mailboxes with a 60 s interval |
 | `make bench-growth` | cost per message and poll as accounts and messages grow |
+| `make bench-search` | searches among 100,000 messages, and the size of their index |
 """
 
 COLOURS = ["#2f6fb3", "#e08a1e", "#3a9a5b", "#b3453b", "#7a5ba6", "#6b7280"]

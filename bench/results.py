@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,8 @@ def machine() -> dict[str, str]:
         "processor": _line_of("/proc/cpuinfo", "model name"),
         "memory": f"{int(_line_of('/proc/meminfo', 'MemTotal').split()[0]) / 2**20:.0f} GiB",
         "system": f"{_system()}, Linux {'.'.join(platform.release().split('.')[:2])}",
-        "Python": platform.python_version(),
+        "Python": platform.python_version()
+        + (", the system's" if sys.base_prefix == "/usr" else ""),
         **{name: _version(*how) for name, how in PROGRAMS.items()},
     }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(slots=True)
@@ -115,6 +116,8 @@ def _name(pid: int) -> str:
         (r"queues process", "worker"),
         (r"gunicorn", "web"),
         (r"valkey-server", "valkey"),
+        (r"queues webhooks", "notifier"),
+        (r"mailpoll watcher", "watcher"),
         (r"periodiq|scheduler", "scheduler"),
         (r"mailpoll up", "supervisor"),
     ):

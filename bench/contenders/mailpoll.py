@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from types import TracebackType
@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import psycopg
 import urllib3
+import zstandard
 
 from bench.contenders.contender import Contender, Took, wait_until
 from bench.usage import Usage
@@ -177,7 +178,7 @@ class Mailpoll(Contender):
 
     def _hash(self, key: str) -> str:
         with (self.directory / "data" / "blobs" / key).open("rb") as blob:
-            return hashlib.file_digest(blob, "sha256").hexdigest()
+            return _content_hash(blob)
 
 
 class MailpollProduction(Mailpoll):
@@ -218,15 +219,15 @@ class MailpollProduction(Mailpoll):
         return self._reader.execute(query).fetchall()
 
     def _hash(self, key: str) -> str:
-        digest = hashlib.sha256()
-        for chunk in _chunks(self._store.get_object(BUCKET, key)):
-            digest.update(chunk)
-        return digest.hexdigest()
+        answer = self._store.get_object(BUCKET, key)
+        try:
+            return _content_hash(answer)
+        finally:
+            answer.close()
+            answer.release_conn()
 
 
-def _chunks(answer: Any) -> Iterator[bytes]:
-    try:
-        yield from answer.stream(1 << 20)
-    finally:
-        answer.close()
-        answer.release_conn()
+def _content_hash(stored: Any) -> str:
+    """SHA-256 of what a stored zstd frame holds."""
+    with zstandard.ZstdDecompressor().stream_reader(stored, closefd=False) as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
