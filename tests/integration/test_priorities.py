@@ -222,11 +222,11 @@ def test_a_batch_that_comes_slowly_keeps_the_lease(
 ) -> None:
     # Given a lease that is shorter than a batch takes to arrive
     for module in (ledger, poll_module):
-        monkeypatch.setattr(module, "LEASE", 2)
+        monkeypatch.setattr(module, "LEASE", 4)
 
     def slowly() -> bytes:
         lines = server.answer(server.commands[-1], server.latest).split(b"* ")
-        return (pause(600) + b"* ").join(lines)
+        return (pause(1_000) + b"* ").join(lines)
 
     with ScriptedImap(
         messages={uid: message(f"number {uid}") for uid in range(1, 11)}, port=scripted_port
@@ -238,7 +238,7 @@ def test_a_batch_that_comes_slowly_keeps_the_lease(
         # When another poller comes for the account until the first batch is stored
         wait_until(lambda: server.commands)
         while not rows() and poller.is_alive():
-            assert EmailAccount.lease(account.id, None, 2) is None
+            assert EmailAccount.lease(account.id, None, 4) is None
             time.sleep(0.1)
         poller.join()
         # Then it came in vain
