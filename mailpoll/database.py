@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -275,13 +275,26 @@ def connected() -> Iterator[None]:
     if not proxy.is_closed():
         yield
         return
-    # Those that have the pool's connections may be waiting for the turn.
-    with turns.waiting():
-        proxy.connect()
     try:
+        # Those that have the pool's connections may be waiting for the turn.
+        with turns.waiting():
+            proxy.connect()
         yield
     finally:
-        proxy.close()
+        _give_back()
+
+
+def _give_back() -> None:
+    """Return this thread's connection to the pool.
+
+    An interrupt may come when a call has done its work and nobody knows of it yet: then there is no
+    connection, or one of SQLite's has a transaction that peewee has not heard of.
+    """
+    if proxy.is_closed():
+        return
+    if is_sqlite() and proxy.connection().in_transaction:
+        proxy.connection().rollback()
+    proxy.close()
 
 
 @contextmanager
@@ -313,10 +326,17 @@ def transaction(*, durable: bool = True) -> Iterator[None]:
 def _writing() -> Iterator[None]:
     """Be SQLite's one writer: among this process's threads, then among the processes."""
     with ExitStack() as stack:
+        # Before the lock: an interrupt comes to a thread that waits for it the moment it has it.
+        stack.callback(_let_others_write)
         with turns.waiting():
-            stack.enter_context(_sqlite_writer)
+            _sqlite_writer.acquire()
             stack.enter_context(_lock_file())
         yield
+
+
+def _let_others_write() -> None:
+    with suppress(RuntimeError):  # the interrupt came before the lock was this thread's
+        _sqlite_writer.release()
 
 
 @contextmanager

@@ -31,8 +31,8 @@ def waiting() -> Iterator[None]:
         yield
         return
     _mine.held = False
-    _turn.release()
     try:
+        _turn.release()  # in here, as an interrupt may come with its return
         yield
     finally:
         _turn.acquire()
