@@ -10,6 +10,8 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # Tests wait for servers more than they compute, so more workers than cores pay.
 WORKERS ?= 6
+# Tests start hundreds of processes: modules are compiled once, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := pip install --quiet --disable-pip-version-check --require-hashes
 
 .PHONY: help
@@ -94,6 +96,14 @@ bench-installed: servers $(VENV)/dev.installed
 .PHONY: bench-growth
 bench-growth: servers $(VENV)/dev.installed ## Measure each step with up to a million messages (20 minutes)
 	$(VENV)/bin/python -m bench.growth --json
+
+.PHONY: bench-promise
+bench-promise: bench-installed ## Bursts of 5,000 and 20,000 messages with the API in use (10 minutes)
+	$(VENV)/bin/python -m bench.promise --json
+
+.PHONY: bench-console
+bench-console: servers $(VENV)/dev.installed ## The console's pages with a million messages (10 minutes)
+	$(VENV)/bin/python -m bench.console --json
 
 .PHONY: bench-push
 bench-push: servers $(VENV)/dev.installed ## Watch 2,000 mailboxes, and see how soon mail is told of

@@ -95,7 +95,8 @@ def run_alone(options: argparse.Namespace, directory: Path) -> None:
         contender = SETS[options.set](server, own, options.limit)
         mailpoll = stack.enter_context(contender)
         reads = detail.Reads()
-        meanwhile = detail.reading(mailpoll.api, reads) if options.reads else nullcontext()
+        requests = detail.reads_of(mailpoll.api)
+        meanwhile = detail.requesting(requests, reads) if options.reads else nullcontext()
         found = detail.basics(mailpoll, mail, meanwhile)
         messages, accounts = len(mail.sent), options.accounts
         figures = {

@@ -315,7 +315,8 @@ def details(kind: type[Mailpoll], mail: Mailboxes, directory: Path, limit: float
     os.sync()
     with mail.at(0) as (server, _), kind(server, directory, limit) as mailpoll:
         reads = detail.Reads()
-        basics = detail.basics(mailpoll, mail, detail.reading(mailpoll.api, reads))
+        meanwhile = detail.requesting(detail.reads_of(mailpoll.api), reads)
+        basics = detail.basics(mailpoll, mail, meanwhile)
         scheduled = detail.scheduled_polls(mailpoll) * 1_000
         large = {name: peak / 1e6 for name, peak in detail.large_message(mailpoll, mail).items()}
         return Details(basics, reads, scheduled, large, detail.POLLER_THREADS)

@@ -22,10 +22,10 @@ def news(number: int, occasion: int) -> bytes:
     return f"{head}{TEXT}\r\n{_text(rng, 5_000)}".encode()
 
 
-def large(size: int) -> bytes:
-    """A message with an attachment of ``size`` bytes."""
-    rng = random.Random(f"large {size}")
-    return (_head(rng, f"large-{size}@bench.example.org") + _with_attachment(rng, size)).encode()
+def attached(name: str, size: int) -> bytes:
+    """A message with an attachment of ``size`` bytes, the same for the same arguments."""
+    rng = random.Random(f"{name} {size}")
+    return (_head(rng, f"{name}@bench.example.org") + _with_attachment(rng, size)).encode()
 
 
 def _message(rng: random.Random, message_id: str) -> bytes:

@@ -118,16 +118,26 @@ class Reads:
     seconds: dict[str, list[float]] = field(default_factory=dict)
     failed: Counter[str] = field(default_factory=Counter)
 
-    def percentile(self, share: float) -> float:
-        times = sorted(second for kind in self.seconds.values() for second in kind)
+    def percentile(self, share: float, *kinds: str) -> float:
+        """Of these kinds of requests, or of all."""
+        times = sorted(
+            second
+            for kind, those in self.seconds.items()
+            for second in those
+            if not kinds or kind in kinds
+        )
         return times[min(len(times) - 1, int(len(times) * share))]
 
 
+#: A kind of request, and how it is made.
+Requests = dict[str, Callable[[], None]]
+
+
 @contextmanager
-def reading(api: Api, reads: Reads) -> Iterator[None]:
-    """Read from the API at a steady rate for as long as the block runs."""
+def requesting(requests: Requests, reads: Reads) -> Iterator[None]:
+    """Make these requests in turn at a steady rate for as long as the block runs."""
     ended = threading.Event()
-    thread = threading.Thread(target=_read, args=(api, reads, ended))
+    thread = threading.Thread(target=_read, args=(requests, reads, ended))
     thread.start()
     try:
         yield
@@ -136,9 +146,9 @@ def reading(api: Api, reads: Reads) -> Iterator[None]:
         thread.join()
 
 
-def _read(api: Api, reads: Reads, ended: threading.Event) -> None:
+def _read(requests: Requests, reads: Reads, ended: threading.Event) -> None:
     due = time.monotonic()
-    for kind, read in cycle(_requests(api).items()):
+    for kind, read in cycle(requests.items()):
         due += 1 / READS
         if ended.wait(max(0, due - time.monotonic())):
             return
@@ -150,7 +160,7 @@ def _read(api: Api, reads: Reads, ended: threading.Event) -> None:
         reads.seconds.setdefault(kind, []).append(time.monotonic() - start)
 
 
-def _requests(api: Api) -> dict[str, Callable[[], None]]:
+def reads_of(api: Api) -> Requests:
     """One request of each kind, about whatever account and message was seen last."""
     account, message = "", 0
 

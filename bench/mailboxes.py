@@ -39,7 +39,7 @@ class Mailboxes:
     def fill(self, messages: int) -> None:
         """Deliver the corpus, and let Dovecot index it: no contender shall pay for that."""
         for number, user in enumerate(self.users):
-            self._deliver(user, list(corpus.mailbox(number, messages)))
+            self.deliver(user, list(corpus.mailbox(number, messages)))
         for user in self.users:
             with self._login(user) as client:
                 client.select_folder("INBOX")
@@ -53,17 +53,18 @@ class Mailboxes:
         self._occasions += 1
         with self._only_now():
             for number, user in enumerate(self.users):
-                self._deliver(user, [corpus.news(number, self._occasions)])
+                self.deliver(user, [corpus.news(number, self._occasions)])
             yield
 
     @contextmanager
     def large(self, size: int) -> Iterator[None]:
         """A message with an attachment of ``size`` bytes in one mailbox; gone afterwards."""
         with self._only_now():
-            self._deliver(random.Random(size).choice(self.users), [corpus.large(size)])
+            self.deliver(random.Random(size).choice(self.users), [corpus.attached("large", size)])
             yield
 
-    def _deliver(self, user: str, mail: list[bytes]) -> None:
+    def deliver(self, user: str, mail: list[bytes]) -> None:
+        """Put messages into a mailbox, to stay there."""
         self.dovecot.deliver_many(user, mail)
         self.sent |= {hashlib.sha256(raw).hexdigest() for raw in mail}
         self.size += sum(map(len, mail))

@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -117,8 +117,10 @@ class Result:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a file that ``save`` or another program wrote."""
-        found: dict[str, Any] = json.loads(path.read_text())
+        """Read a file that ``save`` or another program wrote, which may have kept more in it."""
+        names = {one.name for one in fields(cls)}
+        kept: dict[str, Any] = json.loads(path.read_text())
+        found = {name: value for name, value in kept.items() if name in names}
         found["tables"] = [Table(**table) for table in found["tables"]]
         found["plots"] = [Plot(**plot) for plot in found["plots"]]
         return cls(**found)

@@ -1,8 +1,9 @@
 """Poll thousands of mailboxes of one Dovecot on this machine, each every minute.
 
 ``python -m bench.wide [--accounts 5000] [--interval 60] [--minutes 10] [--mail 500]
-[--set embedded|production] [--pollers 1] [--json]``. Without ``--set`` and ``--mail``, both sets
-run with and without new mail. ``--json`` adds the figures to ``docs/performance/wide.json``.
+[--set embedded|production] [--pollers 1] [--rtt 0] [--json]``. Without ``--set`` and ``--mail``,
+both sets run with and without new mail. ``--json`` adds the figures to
+``docs/performance/wide.json``.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import urllib3
 
 from bench import machine
 from bench.corpus import mailbox
+from bench.proxy import DelayProxy
 from bench.usage import PAGE, Usage
 from mailpoll import database
 from mailpoll.models import EmailAccount, EmailRawMessage
@@ -82,6 +84,8 @@ class Run:
     minutes: int
     mail: int
     pollers: int
+    #: Milliseconds to the server and back.
+    rtt: float = 0
 
 
 @dataclass
@@ -160,7 +164,10 @@ def measure(run: Run) -> dict[str, Any]:
         directory.chmod(0o755)
         dovecot = WideDovecot(directory / "dovecot")
         stack.enter_context(dovecot)
-        environ = environment(run, dovecot, directory, stack)
+        port = dovecot.imaps_port
+        if run.rtt:
+            port = stack.enter_context(DelayProxy(port, run.rtt / 1_000)).port
+        environ = environment(run, dovecot, directory, stack) | {"MAILPOLL_IMAP_PORTS": str(port)}
         database.open_database(environ["DATABASE_URL"])
         stack.callback(database.close_database)
         processes = stack.enter_context(started(run, environ, directory))
@@ -168,7 +175,7 @@ def measure(run: Run) -> dict[str, Any]:
         for usage in usages:
             usage.start()
             stack.callback(usage.stop)
-        seconds = add(run, dovecot, int(environ["PORT"]), environ["MAILPOLL_API_TOKEN"])
+        seconds = add(run, dovecot, environ)
         say(f"added {run.accounts} accounts in {seconds:.0f} s")
         say(f"first round after {first_round():.0f} s more")
         delivery = Delivery(dovecot, run.mail)
@@ -268,20 +275,21 @@ def answers(port: int) -> bool:
     return answer.status < 400 or answer.status == 401
 
 
-def add(run: Run, dovecot: Dovecot, port: int, token: str) -> float:
+def add(run: Run, dovecot: Dovecot, environ: dict[str, str]) -> float:
     """Add the accounts through the API; how many seconds that took."""
+    token = environ["MAILPOLL_API_TOKEN"]
     pool = urllib3.PoolManager(maxsize=8, headers={"Authorization": f"Bearer {token}"})
+    url = f"http://127.0.0.1:{environ['PORT']}/admin/email-accounts"
 
     def one(number: int) -> None:
         account = {
             "address": user(number),
             "password": dovecot.password,
             "host": "localhost",
-            "port": dovecot.imaps_port,
+            "port": int(environ["MAILPOLL_IMAP_PORTS"]),
             "poll_interval": run.interval,
             "test": False,
         }
-        url = f"http://127.0.0.1:{port}/admin/email-accounts"
         answer = pool.request("POST", url, json=account, retries=False, timeout=60)
         if answer.status != 201:
             raise SystemExit(f"{answer.status} {answer.data!r}")
@@ -425,7 +433,8 @@ COLUMNS = {
 
 def label(run: Run) -> str:
     mail = f", {run.mail} mails a minute" if run.mail else ""
-    return f"{run.backing}, {run.accounts:,} every {run.interval} s{mail}"
+    far = f", {run.rtt:g} ms away" if run.rtt else ""
+    return f"{run.backing}, {run.accounts:,} every {run.interval} s{mail}{far}"
 
 
 def document(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -488,9 +497,9 @@ def document(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 TEXT = (
-    "One Dovecot on the same machine, with TLS, and every mailbox polled every minute. The window "
-    "begins a minute after every mailbox was polled once. A poll is late by the time from when it "
-    "was due until it began; those that were due and had not begun at the end count too."
+    "One Dovecot on the same machine, with TLS, and every mailbox polled at its interval. The "
+    "window begins an interval after every mailbox was polled once. A poll is late by the time "
+    "from when it was due until it began; those that were due and had not begun at the end count."
 )
 
 
@@ -511,6 +520,7 @@ def main() -> None:
     parser.add_argument("--mail", type=int, help=f"accounts with a mail a minute; 0 and {MAIL}")
     parser.add_argument("--set", choices=SETS, help="default: both")
     parser.add_argument("--pollers", type=int, default=1, help="poller processes")
+    parser.add_argument("--rtt", type=float, default=0, help="milliseconds to the server and back")
     parser.add_argument("--json", action="store_true", help=f"write {RESULT.name}")
     options = parser.parse_args()
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -519,7 +529,13 @@ def main() -> None:
     for backing in [options.set] if options.set else SETS:
         for mail in (0, MAIL) if options.mail is None else (options.mail,):
             run = Run(
-                backing, options.accounts, options.interval, options.minutes, mail, options.pollers
+                backing,
+                options.accounts,
+                options.interval,
+                options.minutes,
+                mail,
+                options.pollers,
+                options.rtt,
             )
             say(label(run))
             runs[label(run)] = figures = measure(run)

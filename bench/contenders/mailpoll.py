@@ -123,7 +123,7 @@ class Mailpoll(Contender):
         return {}
 
     def cold_import(self, messages: int) -> Took:
-        return self._timed(self.add_accounts, lambda: self._processed(messages), 0.1)
+        return self.timed(self.add_accounts, lambda: self._processed(messages), 0.1)
 
     def add_accounts(self) -> None:
         def add(user: str) -> None:
@@ -142,12 +142,13 @@ class Mailpoll(Contender):
             polled = all(before[uuid] != moment for uuid, moment in self.ask(SUCCESSES))
             return polled and self._processed(messages) and not self.ask(BUSY)[0][0]
 
-        return self._timed(lambda: self._in_parallel(self._poll, list(before)), done, 0.03)
+        return self.timed(lambda: self._in_parallel(self._poll, list(before)), done, 0.03)
 
     def _poll(self, uuid: str) -> None:
         self.api("POST", f"/admin/email-accounts/{uuid}/poll")
 
-    def _timed(self, trigger: Callable[[], object], done: Callable[[], bool], pause: float) -> Took:
+    def timed(self, trigger: Callable[[], object], done: Callable[[], bool], pause: float) -> Took:
+        """Trigger something and wait until it is done, looking every ``pause`` seconds."""
         cpu, start = self.usage.total_cpu(), time.monotonic()
         trigger()
         wait_until(done, pause, self.limit)
