@@ -10,6 +10,7 @@ from typing import Any
 import dramatiq
 import redis
 import structlog
+from dramatiq.threading import Interrupt
 
 from .. import accounts, budgets, counters, database, rhythm, runtime, turns
 from ..blobs import StoreUnavailable
@@ -128,10 +129,21 @@ def poll(account_id: int, due: int | None) -> None:
         columns = _failed(account, "internal_error", words)
         raise
     finally:
-        if not account.release(last_poll_ms=int((time.monotonic() - started) * 1_000), **columns):
-            accounts.empty_if_deleted(account.id, account.uuid)
+        columns["last_poll_ms"] = int((time.monotonic() - started) * 1_000)
+        _release(account, columns)
     begin_deliveries()
     _follow_up(account, outcome)
+
+
+def _release(account: EmailAccount, columns: dict[str, Any]) -> None:
+    """End the poll's lease, also when this process is told to end just now."""
+    try:
+        released = account.release(**columns)
+    except Interrupt:
+        account.release(**columns)
+        raise
+    if not released:
+        accounts.empty_if_deleted(account.id, account.uuid)
 
 
 def _count_lateness(milliseconds: int) -> None:

@@ -8,6 +8,8 @@ import pytest
 from dramatiq.threading import Interrupt, raise_thread_exception
 
 from mailpoll import database, turns
+from mailpoll.actors import poll as poll_module
+from mailpoll.models import EmailAccount
 from tests.integration.system import PATIENCE, System
 
 
@@ -97,3 +99,22 @@ def test_a_connection_goes_back_without_a_transaction_that_an_interrupt_has_left
         raise Interrupt
     next_one.start()
     assert next_one.ended()
+
+
+def test_a_poll_that_is_interrupted_at_its_end_leaves_no_lease_behind(
+    embedded: System, address: str
+) -> None:
+    uuid = embedded.add_account(address)
+    with database.connected():
+        row_id = EmailAccount.get(EmailAccount.uuid == uuid).id
+    account = EmailAccount.lease(row_id, None, 120)
+    assert account
+    victim = Victim(lambda: poll_module._release(account, {"last_poll_ms": 1}))
+    with database.transaction():
+        victim.start()
+        victim.interrupt()
+    assert victim.ended()
+    assert victim.was_interrupted
+    with database.connected():
+        row = EmailAccount.get_by_id(row_id)
+    assert (row.lease_until, row.last_poll_ms) == (None, 1)
