@@ -190,7 +190,7 @@ def test_login(account: EmailAccount) -> Mailbox:
 
 def _check_place(host: str, port: int) -> None:
     """Refuse what no poll would connect to. Names are looked up, and checked, at each connect."""
-    if port not in settings().imap_ports:
+    if not settings().allows_port(port):
         allowed = ", ".join(map(str, settings().imap_ports))
         raise AccountError("port", f"should be one of {allowed} (MAILPOLL_IMAP_PORTS)")
     if len(host) > MAX_HOST:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
@@ -45,6 +45,9 @@ PATCHED_PYTHON = {(3, 11): (3, 11, 13), (3, 12): (3, 12, 11), (3, 13): (3, 13, 4
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+PORTS_WANTED = "should be ports from 1 to 65535, separated by commas, or ranges such as 9000-9100"
+
+
 class SettingsError(Exception):
     """A variable is missing or invalid. The message names it and says what it should be."""
 
@@ -58,6 +61,28 @@ def _split(value: object) -> object:
 
 
 CommaSeparated = BeforeValidator(_split)
+
+
+class PortRange(NamedTuple):
+    """Ports from ``first`` to ``last``, as ``9000-9100``, or one."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+def _port_ranges(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    found = []
+    for item in value.split(","):
+        ports = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", item, re.ASCII)
+        if not ports:
+            raise ValueError(PORTS_WANTED)
+        found.append((ports[1], ports[2] or ports[1]))
+    return found
 
 
 def _split_urls(value: object) -> object:
@@ -195,8 +220,8 @@ class Settings(BaseModel):
     imap_connect_timeout: float = Field(10, alias="MAILPOLL_IMAP_CONNECT_TIMEOUT", gt=0, le=120)
     imap_read_timeout: float = Field(60, alias="MAILPOLL_IMAP_READ_TIMEOUT", gt=0, le=600)
     imap_ca_file: Path | None = Field(None, alias="MAILPOLL_IMAP_CA_FILE")
-    imap_ports: Annotated[list[int], CommaSeparated] = Field(
-        [143, 993], alias="MAILPOLL_IMAP_PORTS"
+    imap_ports: Annotated[list[PortRange], BeforeValidator(_port_ranges)] = Field(
+        [PortRange(143, 143), PortRange(993, 993)], alias="MAILPOLL_IMAP_PORTS"
     )
     imap_allowed_networks: Annotated[list[Network], CommaSeparated] = Field(
         [], alias="MAILPOLL_IMAP_ALLOWED_NETWORKS"
@@ -339,9 +364,9 @@ class Settings(BaseModel):
 
     @field_validator("imap_ports")
     @classmethod
-    def _ports(cls, value: list[int]) -> list[int]:
-        if any(not 1 <= port <= 65_535 for port in value):
-            raise ValueError("should be port numbers from 1 to 65535, separated by commas")
+    def _ports(cls, value: list[PortRange]) -> list[PortRange]:
+        if any(not 1 <= first <= last <= 65_535 for first, last in value):
+            raise ValueError(PORTS_WANTED)
         return value
 
     @field_validator("autoconfig_urls")
@@ -370,6 +395,10 @@ class Settings(BaseModel):
     @property
     def storage(self) -> str:
         return self.storage_url or f"file://{self.data_dir / 'blobs'}"
+
+    def allows_port(self, port: int) -> bool:
+        """Whether mail servers may be connected to at this port."""
+        return any(first <= port <= last for first, last in self.imap_ports)
 
     @property
     def fallback_dir(self) -> Path | None:

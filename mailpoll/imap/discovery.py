@@ -182,7 +182,8 @@ class _Search:
 
     def names(self) -> Iterator[Place]:
         """Names that servers usually have, if one answers with a certificate for that name."""
-        ports = [port for port in self.config.imap_ports if port != providers.PORTS["starttls"]]
+        single = [first for first, last in self.config.imap_ports if first == last]
+        ports = [port for port in single if port != providers.PORTS["starttls"]]
         for host in (f"imap.{self.domain}", f"mail.{self.domain}", self.domain):
             if not self._resolves(host):
                 continue
@@ -213,7 +214,7 @@ class _Search:
         return list(answer)
 
     def _allowed(self, port: int, source: str) -> bool:
-        if port in self.config.imap_ports:
+        if self.config.allows_port(port):
             return True
         self._note(source, f"port {port} is not in MAILPOLL_IMAP_PORTS")
         return False

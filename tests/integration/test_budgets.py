@@ -35,7 +35,7 @@ def system(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -> 
         SETS[request.param](request, tmp_path),
         tmp_path,
         dovecot,
-        MAILPOLL_IMAP_PORTS=",".join(str(port) for port in range(1_024, 65_536)),
+        MAILPOLL_IMAP_PORTS="1024-65535",
         MAILPOLL_IMAP_ALLOW_PLAIN="yes",
         MAILPOLL_IMAP_HOST_CONNECTIONS="3",
         MAILPOLL_IMAP_HOST_LOGINS="12",

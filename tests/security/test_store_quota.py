@@ -20,7 +20,7 @@ def limited(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) ->
         SETS[request.param](request, tmp_path),
         tmp_path,
         dovecot,
-        MAILPOLL_IMAP_PORTS=",".join(map(str, range(1_024, 65_536))),
+        MAILPOLL_IMAP_PORTS="1024-65535",
         MAILPOLL_IMAP_ALLOW_PLAIN="yes",
         MAILPOLL_BATCH_MESSAGES="10",
         MAILPOLL_ACCOUNT_MESSAGES="50",
