@@ -1,6 +1,7 @@
 """Test servers, each started once per test run, by the first test of any worker that needs it."""
 
 import fcntl
+import gc
 import os
 import pickle
 import shutil
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "test_requests_openapi" not in item.nodeid)
 
 
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over the modules and tests that stay until the end."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop what was started. A run that is killed gets here too late: then supervisors do it."""
     if not hasattr(config, "workerinput"):
@@ -74,6 +81,20 @@ def migrated(postgres: Postgres) -> str:
             database.close_database()
             done.touch()
     return MIGRATED
+
+
+@pytest.fixture(scope="session")
+def migrated_file() -> Path:
+    """A SQLite file with all tables, to be copied."""
+    file = Path(os.environ[SHARED_DIRECTORY_VARIABLE]) / "migrated.db"
+    with locked(file.with_suffix(".lock")):
+        if not file.exists():
+            database.open_database(f"sqlite:///{file}.new")
+            migrate.migrate()
+            database.checkpoint()
+            database.close_database()
+            file.with_suffix(".db.new").rename(file)
+    return file
 
 
 @pytest.fixture(scope="session")

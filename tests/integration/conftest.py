@@ -1,6 +1,7 @@
 """The three backing sets, and a system that runs on each."""
 
 import os
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -9,7 +10,7 @@ import pytest
 import redis
 
 from tests.integration import oracle
-from tests.integration.system import KEY, TOKEN, System, configured
+from tests.integration.system import KEY, TOKEN, System, configured, secret_directory
 from tests.servers.dovecot import Dovecot
 from tests.servers.process import free_ports
 
@@ -36,6 +37,8 @@ def _redis_database() -> int:
 
 
 def _embedded(request: pytest.FixtureRequest, directory: Path) -> dict[str, str]:
+    data = secret_directory(directory / "data")
+    shutil.copy(request.getfixturevalue("migrated_file"), data / "mailpoll.db")
     return {"REDIS_URL": f"{request.getfixturevalue('valkey').url}/{_redis_database()}"}
 
 
@@ -74,7 +77,7 @@ def scripted(request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot) -
         _embedded(request, tmp_path),
         tmp_path,
         dovecot,
-        MAILPOLL_IMAP_PORTS=",".join(map(str, range(1_024, 65_536))),
+        MAILPOLL_IMAP_PORTS="1024-65535",
         MAILPOLL_IMAP_ALLOW_PLAIN="yes",
         MAILPOLL_IMAP_READ_TIMEOUT="2",
         MAILPOLL_PART_BYTES="10000",

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,15 @@ class System:
     """
 
     def __init__(self, dovecot: Dovecot, broker: Broker) -> None:
-        from mailpoll.web.app import create_app
-
         self.dovecot = dovecot
         self.broker = broker
-        self.api = falcon.testing.TestClient(
-            create_app(), headers={"Authorization": f"Bearer {TOKEN}"}
-        )
+
+    @cached_property
+    def api(self) -> falcon.testing.TestClient:
+        """Made when a test first asks for it: many do not."""
+        from mailpoll.web.app import create_app
+
+        return falcon.testing.TestClient(create_app(), headers={"Authorization": f"Bearer {TOKEN}"})
 
     @property
     def settings(self) -> Settings:
