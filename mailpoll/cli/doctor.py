@@ -1,4 +1,4 @@
-"""``mailpoll doctor``: why a mailbox cannot be connected."""
+"""``mailpoll doctor``: what is wrong with the installation, or with the way to a mailbox."""
 
 import sys
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from .output import safe, show, show_json, styled
 
 
 @click.command()
-@click.argument("address")
+@click.argument("address", required=False)
 @click.option("--host", help="IMAP server; default: looked for by the address")
 @click.option("--port", type=int)
 @click.option("--security", type=click.Choice(["tls", "starttls", "plain"]))
@@ -25,17 +25,25 @@ from .output import safe, show, show_json, styled
 @click.option("--password-stdin", is_flag=True, help="read the secret from standard input")
 @click.option("--json", "as_json", is_flag=True)
 @needs_settings
-def doctor(*, address: str, password_stdin: bool, as_json: bool, **fields: Any) -> None:
-    """Find out why a mailbox cannot be connected, step by step.
+def doctor(*, address: str | None, password_stdin: bool, as_json: bool, **fields: Any) -> None:
+    """Find out what is wrong, and what to do about it.
 
-    Takes everything from the stored account, if there is one and no option is given; else asks
-    for the secret. Logs in once, and changes nothing.
+    Without ADDRESS: whether the installation is set up well, from settings and database over Redis,
+    the store and the clocks to the mail servers. Exit code 1: something is wrong.
+
+    With ADDRESS: why a mailbox cannot be connected, step by step. Takes everything from the stored
+    account, if there is one and no option is given; else asks for the secret. Logs in once, and
+    changes nothing.
     """
     from .. import accounts as service
     from ..doctor import Examination, Finding
     from ..settings import settings
 
     given = {name: value for name, value in fields.items() if value is not None}
+    if address is None:
+        if given or password_stdin:
+            raise click.UsageError("options are about a mailbox: say its ADDRESS")
+        sys.exit(_check_up(as_json))
     account = None if given else _stored(address)
     report = Report(address, as_json)
     try:
@@ -57,6 +65,30 @@ def doctor(*, address: str, password_stdin: bool, as_json: bool, **fields: Any) 
     for finding in examination.run():
         report.add(finding)
     sys.exit(report.end(examination))
+
+
+def _check_up(as_json: bool) -> int:
+    """Show each finding as it comes; the exit code."""
+    from .. import checkup
+    from ..settings import settings
+
+    marks = {
+        checkup.State.OK: styled("ok    ", style="green"),
+        checkup.State.CONCERN: styled("note  ", style="yellow"),
+        checkup.State.WRONG: styled("WRONG ", style="bold red"),
+    }
+    found = []
+    for finding in checkup.run(settings()):
+        found.append(finding)
+        if not as_json:
+            line = styled(f"{finding.check:<13}").append(safe(finding.detail))
+            show(marks[finding.state] + line, soft_wrap=True)
+            if finding.advice:
+                show(styled(f"{'':<19}-> ").append(safe(finding.advice)), soft_wrap=True)
+    ok = all(finding.state is not checkup.State.WRONG for finding in found)
+    if as_json:
+        show_json({"ok": ok, "checks": [asdict(finding) for finding in found]}, indent=2)
+    return 0 if ok else 1
 
 
 def _stored(address: str) -> Any:
