@@ -53,6 +53,11 @@ AWAY = (
     MaxConnectionsExceeded,
 )
 
+#: SQLSTATE: a connection is gone, resources are used up, an operator stopped it, the system fails,
+#: no writes are taken, others hold the locks. And SQLite's names for the same.
+WHOLE = ("08", "53", "57", "58", "25006", "40", "55P03")
+WHOLE_SQLITE = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
+
 proxy = peewee.DatabaseProxy()
 #: Threads of one process queue here.
 _sqlite_writer = threading.RLock()
@@ -148,8 +153,9 @@ class Statement:
         """Execute once for each row; how many rows that changed in all."""
         if not rows:
             return 0
-        cursor = proxy.cursor()
-        cursor.executemany(self._sql, rows)
+        with peewee.__exception_wrapper__:  # the errors that ``execute_sql`` raises
+            cursor = proxy.cursor()
+            cursor.executemany(self._sql, rows)
         return int(cursor.rowcount)
 
     @property
@@ -372,6 +378,18 @@ def _flushed() -> Iterator[None]:
         yield
     finally:
         proxy.execute_sql("PRAGMA synchronous = NORMAL")
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the database as a whole is to blame for one of ``AWAY``, and not what it was told."""
+    if isinstance(error, MaxConnectionsExceeded):
+        return True
+    cause = error.__cause__ or error.__context__
+    name = getattr(cause, "sqlite_errorname", None)
+    if name is not None:
+        return bool(name.startswith(WHOLE_SQLITE))
+    state = getattr(cause, "sqlstate", None)
+    return state is None or state.startswith(WHOLE)
 
 
 def checkpoint() -> bool:

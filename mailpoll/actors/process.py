@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -95,8 +95,8 @@ def process(message_ids: Sequence[int]) -> None:
     """Messages of one account from claim to row. Running it twice, or at once, changes nothing.
 
     Raises:
-      StoreUnavailable, DataKeyError: to be tried again, without counting as an attempt of the
-        messages.
+      StoreUnavailable, DataKeyError, database.AWAY: to be tried again, without counting as an
+        attempt of the messages.
     """
     claimed = _claim(message_ids)
     faults.point("claimed")
@@ -116,6 +116,11 @@ def process(message_ids: Sequence[int]) -> None:
             accounts.empty_if_deleted(message.account_id, message.account_uuid)
     except (StoreUnavailable, DataKeyError):
         _give_back(claimed)
+        raise
+    except database.AWAY as error:
+        if database.is_away(error):
+            with suppress(*database.AWAY):  # then the attempt counts
+                _give_back(claimed)
         raise
     except OSError:
         # A deletion takes an account's temporary files from under whatever still works on it.
@@ -471,7 +476,7 @@ def _fail(message_id: int, account_id: int, day: str, kind: str, reason: str) ->
 
 
 def _give_back(claimed: Sequence[Claimed]) -> None:
-    """The store is away, which is not the messages' fault: the attempt does not count."""
+    """Store or database is away, which is not the messages' fault: the attempt does not count."""
     table = EmailRawMessage
     pause = database.now() + timedelta(seconds=settings().sweep_after)
     with database.transaction(durable=False):

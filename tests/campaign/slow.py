@@ -438,7 +438,8 @@ def _copy_database(world: World, *, restore: bool) -> None:
 @fault("F60", "a message is as large as a process's memory may be", sets=(EMBEDDED,))
 def little_memory(world: World, _: str) -> None:
     world.announced.append("Memory|Traceback|unexpected error|can't start new thread")
-    limit = ["prlimit", "--as=1000000000"]
+    # Memory that it may write to: the address space is mostly reserved for threads, and not used.
+    limit = ["prlimit", "--data=400000000"]
     world.commands["everything"] = [*limit, *world.commands["everything"]]
     post = world.account()
     world.deliver(post, 1, size=150_000_000)

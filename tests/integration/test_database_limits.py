@@ -1,4 +1,4 @@
-"""PostgreSQL: who stands still in a transaction holds nobody up for ever."""
+"""What databases refuse: locks that are held for ever, more than the disk takes, what is wrong."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,10 +6,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from mailpoll import database
-from mailpoll.models import EmailAccount
+from mailpoll import actors, database
+from mailpoll.actors.poll import poll
+from mailpoll.models import EmailAccount, EmailRawMessage
 from tests.integration.conftest import _production, run_system
-from tests.integration.system import System
+from tests.integration.rows import account_row
+from tests.integration.system import System, message
 from tests.servers.dovecot import Dovecot
 
 
@@ -51,3 +53,46 @@ def test_the_locks_of_a_transaction_that_stands_still_are_given_up(production: S
         with psycopg.connect(production.settings.database) as other:
             other.execute("SELECT count(*) FROM email_accounts")  # waits until they are
         database.proxy.execute_sql("SELECT 1")
+
+
+#: Stands for a disk that is full when a message is finished, and not when it is claimed.
+FULL = """
+    CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '%s'; END $$;
+    CREATE TRIGGER full_disk BEFORE UPDATE ON email_raw_messages FOR EACH ROW
+    WHEN (NEW.status = 'processed') EXECUTE FUNCTION full_disk()
+"""
+
+
+@pytest.mark.parametrize(("state", "attempts"), [("53100", 0), ("54000", 1)])
+def test_only_what_a_message_itself_brings_about_counts_as_its_attempt(
+    production: System, address: str, state: str, attempts: int
+) -> None:
+    production.dovecot.deliver(address, message("one"))
+    account = production.add_account(address, test=False)
+    poll(account_row(account).id, None)
+    with database.transaction():
+        database.proxy.execute_sql(FULL % state)
+        row = EmailRawMessage.get()
+    with pytest.raises(database.AWAY):
+        actors.process_message.fn(row.id)
+    with database.transaction():
+        database.proxy.execute_sql("DROP TRIGGER full_disk ON email_raw_messages")
+        row = EmailRawMessage.get()
+    assert (row.status, row.attempts) == ("stored", attempts)
+    actors.process_message.fn(row.id)
+    with database.connected():
+        assert EmailRawMessage.get().status == "processed"
+
+
+def test_a_full_sqlite_is_away_and_a_wrong_statement_is_not(embedded: System) -> None:
+    with pytest.raises(database.AWAY) as full, database.transaction():
+        database.proxy.execute_sql("PRAGMA max_page_count = 1")
+        for _ in range(200):
+            database.proxy.execute_sql("CREATE TABLE IF NOT EXISTS one_more (content TEXT)")
+            database.proxy.execute_sql("INSERT INTO one_more VALUES (hex(randomblob(10000)))")
+    assert database.is_away(full.value)
+    database.close_database()  # and with it the limit
+    with pytest.raises(database.AWAY) as wrong, database.connected():
+        database.proxy.execute_sql("SELECT nothing FROM nowhere")
+    assert not database.is_away(wrong.value)
