@@ -18,7 +18,7 @@ from .index import moment_of, place_of
 from .query import And, Filter, Node, Not, Or, Query, Words
 
 #: The newest hits, which are ranked; of phrases fewer, as each candidate's words must be read.
-RANKED, RANKED_PHRASES = 2_000, 500
+RANKED, RANKED_PHRASES = 2_000, 100
 #: Greater than every place.
 END = 2**63 - 1
 
