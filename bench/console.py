@@ -32,7 +32,7 @@ def pages(filling: Filling) -> dict[str, str]:
         "overview": "/",
         "accounts": "/accounts",
         "accounts by part of the address": "/accounts?address=user00077",
-        "accounts by messages": "/accounts?sort=-messages",
+        "accounts by next poll": "/accounts?sort=next_poll",
         "an account": f"/accounts/{largest}",
         "an account's form": f"/accounts/{largest}/edit",
         "adding an account": "/accounts/new",
