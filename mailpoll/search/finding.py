@@ -40,6 +40,21 @@ PRESENT = """
     WHERE l.message_id = s.message_id AND l.expunged_at IS NULL AND f.gone_at IS NULL
         AND l.uidvalidity = f.uidvalidity AND l.generation = f.generation
 """
+#: One of these places has a flag, as the index has it.
+FLAGGED = """
+    SELECT 1 FROM email_locations l JOIN email_flags g ON g.location_id = l.id
+    WHERE l.message_id = s.message_id AND g.flag = ?
+"""
+
+#: One of these places has one of Gmail's labels, in any case of its ASCII letters.
+LABELLED = (
+    PRESENT
+    + "AND EXISTS (SELECT 1 FROM {labels} WHERE lower(value{ascii}) = lower({sought}{ascii}))"
+)
+LABELLED_SQLITE = LABELLED.format(labels="json_each(l.labels)", ascii="", sought="?")
+LABELLED_POSTGRESQL = LABELLED.format(
+    labels="jsonb_array_elements_text(l.labels)", ascii=' COLLATE "C"', sought="CAST(? AS TEXT)"
+)
 
 
 class Place(NamedTuple):
@@ -279,6 +294,12 @@ class _Search:
                 self._add(f"EXISTS ({rows})", one.negated)
             case "is":
                 self._add(f"EXISTS ({PRESENT})", not one.negated)
+            case "flag":
+                self._add(f"EXISTS ({FLAGGED})", one.negated, value)
+            case "label":
+                has = LABELLED_SQLITE if database.is_sqlite() else LABELLED_POSTGRESQL
+                either = f"(EXISTS ({FLAGGED}) OR EXISTS ({has}))"
+                self._add(either, one.negated, str(value).lower(), value)
             case "thread":
                 rows = "SELECT id FROM email_raw_messages WHERE thread_id = ?"
                 self._add(f"s.message_id IN ({rows})", one.negated, value)

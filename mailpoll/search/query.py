@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
+from ..models import UNSEEN
 from ..words import sought
 from .document import ATTACHMENT, FROM, NAME, REPLY, SUBJECT, TO
 
@@ -26,6 +27,14 @@ HAS = {"attachment": ATTACHMENT}
 IS_WORDS = {"reply": REPLY}
 #: What ``is:`` asks of the message's row.
 IS_STATES = ("imported", "expunged")
+#: What ``is:`` asks of the flags of a place (RFC 9051, 2.3.2), as their index has them.
+IS_FLAGS = {
+    "read": "\\seen",
+    "unread": UNSEEN,
+    "flagged": "\\flagged",
+    "answered": "\\answered",
+    "draft": "\\draft",
+}
 UNITS = {"": 1, "b": 1, "k": 1_000, "kb": 1_000, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9}
 DAYS = {"d": 1, "w": 7, "m": 30, "y": 365}
 #: The largest size and thread that databases can hold.
@@ -92,7 +101,8 @@ class Filter:
     """A condition on the message's row.
 
     Parameters:
-      name: ``after``, ``before``, ``larger``, ``smaller``, ``in``, ``is`` or ``thread``.
+      name: ``after``, ``before``, ``larger``, ``smaller``, ``in``, ``is``, ``flag``, ``label`` or
+        ``thread``.
     """
 
     name: str
@@ -250,7 +260,7 @@ class _Reader:
         self._next += 1
         self._depth -= 1
         if len(self.filters) > before:
-            names = "times, sizes, folders, states and threads"
+            names = "times, sizes, folders, labels, states and threads"
             self._wrong(f"{names} cannot stand in parentheses", token.at)
         if node is None:
             self._wrong("there is nothing in these parentheses", token.at)
@@ -302,10 +312,14 @@ class _Reader:
         return Words((self._choice(token, HAS),))
 
     def state(self, name: str, token: _Token) -> Node | None:
-        value = self._choice(token, {**IS_WORDS, **{state: state for state in IS_STATES}})
-        if value not in IS_STATES:
-            return Words((value,))
-        self._filter(name, value, token)
+        states = {state: state for state in IS_STATES}
+        chosen = self._choice(token, {**IS_WORDS, **states, **{flag: flag for flag in IS_FLAGS}})
+        if chosen in IS_FLAGS:
+            self._filter("flag", IS_FLAGS[chosen], token)
+        elif chosen in IS_STATES:
+            self._filter(name, chosen, token)
+        else:
+            return Words((chosen,))
         return None
 
     def _choice(self, token: _Token, choices: dict[str, str]) -> str:
@@ -379,6 +393,7 @@ READERS: dict[str, Callable[[_Reader, str, _Token], Node | None]] = {
     "has": _Reader.has,
     "is": _Reader.state,
     "in": _Reader.folder,
+    "label": _Reader.folder,
     "after": _Reader.time,
     "before": _Reader.time,
     "newer_than": _Reader.age,

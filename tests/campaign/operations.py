@@ -213,14 +213,14 @@ def full_postgres(world: World, _: str) -> None:
         ballast = disk / "ballast"
         with ballast.open("wb") as file:
             file.write(bytes(max(0, shutil.disk_usage(disk).free - 200_000)))
-        world.deliver(post, 300)
+        world.deliver(post, 1_000)
         world.run_for(40)
-        assert counted() < 310
+        assert counted() < 1_010
         ballast.unlink()
         database.close_database()
         world.healed()
         world.settle(180)
-        assert counted() == 310
+        assert counted() == 1_010
         world.stop()
 
 

@@ -261,6 +261,32 @@ def test_lists_are_filtered_by_flags(system: System, address: str) -> None:
     assert found(flag="project") == ["5", "6"]
 
 
+def test_search_asks_for_flags_and_labels(system: System, address: str) -> None:
+    system.dovecot.deliver_many(address, list(mail(5).values()))
+    with client(system, address) as other:
+        other.add_flags([1, 2, 3], [imapclient.SEEN])
+        other.add_flags([3, 4], ["Project", imapclient.FLAGGED])
+    account = system.add_account(address, sync_flags=True)
+    system.poll_and_process(account)
+    with database.transaction():
+        EmailLocation.update(labels=["Two words", "été"]).where(EmailLocation.uid == 5).execute()
+
+    def found(q: str, **more: Any) -> list[int]:
+        items = system.get("/admin/search", q=q, **more)["items"]
+        return sorted(int(one["subject"].removeprefix("number ")) for one in items)
+
+    for more in ({}, {"sort": "date"}, {"account": account}):
+        assert found("is:unread", **more) == [4, 5]
+        assert found("is:read number", **more) == [1, 2, 3]
+        assert found("is:flagged is:unread", **more) == [4]
+        assert found("-is:flagged", **more) == [1, 2, 5]
+        assert found("label:project", **more) == [3, 4]
+        assert found('label:"TWO words"', **more) == [5]
+        assert found("label:été", **more) == [5]
+        assert found("-label:project -is:read", **more) == [5]
+        assert found("is:answered", **more) == []
+
+
 def test_a_rebuilt_folder_has_its_flags_again(scripted: System) -> None:
     with ScriptedImap(messages=mail(5), capabilities=CONDSTORE) as server:
         server.inbox.modseq, server.inbox.marks = 9, {2: b"\\Seen"}

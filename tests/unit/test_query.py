@@ -78,6 +78,9 @@ def test_words_phrases_and_fields(text: str, expected: object) -> None:
         ('-in:"Sent Mail"', Filter("in", "Sent Mail", True)),
         ("is:imported", Filter("is", "imported")),
         ("-is:expunged", Filter("is", "expunged", True)),
+        ("is:unread", Filter("flag", "")),
+        ("-is:Flagged", Filter("flag", "\\flagged", True)),
+        ('label:"Two words"', Filter("label", "Two words")),
         ("thread:17", Filter("thread", 17)),
     ],
 )
