@@ -120,14 +120,7 @@ def exchange(client: Client, refresh_token: str, config: Settings) -> Grant:
 
 
 def _grant(answer: Answer, refresh_token: str, client: Client) -> Grant:
-    try:
-        fields = orjson.loads(answer.body)
-    except orjson.JSONDecodeError:
-        fields = {}
-    if not isinstance(fields, dict):
-        fields = {}
-    if answer.status != 200:
-        raise _refusal(answer.status, fields, (refresh_token, client.client_secret))
+    fields = granted_fields(answer, (refresh_token, client.client_secret))
     token, renewed = fields.get("access_token"), fields.get("refresh_token")
     if not isinstance(token, str) or not token.isprintable() or not token:
         raise ImapError(Fault.TOKEN_UNAVAILABLE, "its answer holds no access token")
@@ -136,6 +129,26 @@ def _grant(answer: Answer, refresh_token: str, client: Client) -> Grant:
     except (ValueError, TypeError):
         seconds = DEFAULT_LIFETIME
     return Grant(token, renewed if isinstance(renewed, str) and renewed else refresh_token, seconds)
+
+
+def granted_fields(answer: Answer, secrets: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a token server's answer.
+
+    Parameters:
+      secrets: that it was sent, and that no error repeats.
+
+    Raises:
+      ImapError: it refuses (RFC 6749, 5.2).
+    """
+    try:
+        fields = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        fields = {}
+    if not isinstance(fields, dict):
+        fields = {}
+    if answer.status != 200:
+        raise _refusal(answer.status, fields, secrets)
+    return fields
 
 
 def _refusal(status: int, fields: dict[str, Any], secrets: tuple[str, ...]) -> ImapError:

@@ -146,7 +146,15 @@ def _checked_tokens(tokens: list[str]) -> list[str]:
 
 #: Fields that are not shown, as those without a ``repr``; and those that may hold a password.
 SECRETS = frozenset(("secret_keys", "api_tokens"))
-URLS = frozenset(("database_url", "redis_url", "storage_url", "oauth_generic_token_url"))
+URLS = frozenset(
+    (
+        "database_url",
+        "redis_url",
+        "storage_url",
+        "oauth_generic_token_url",
+        "oauth_generic_authorization_url",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +280,9 @@ class Settings(BaseModel):
         "", alias="MAILPOLL_OAUTH_GENERIC_CLIENT_SECRET", repr=False
     )
     oauth_generic_token_url: str = Field("", alias="MAILPOLL_OAUTH_GENERIC_TOKEN_URL")
+    oauth_generic_authorization_url: str = Field(
+        "", alias="MAILPOLL_OAUTH_GENERIC_AUTHORIZATION_URL"
+    )
     oauth_generic_scope: str = Field("", alias="MAILPOLL_OAUTH_GENERIC_SCOPE")
 
     retention_days: int = Field(0, alias="MAILPOLL_RETENTION_DAYS", ge=0, le=36_500)
@@ -290,6 +301,7 @@ class Settings(BaseModel):
     notify_repeat: float = Field(24, alias="MAILPOLL_NOTIFY_REPEAT", ge=1, le=720)
     notify_queue_age: int = Field(900, alias="MAILPOLL_NOTIFY_QUEUE_AGE", ge=60, le=86_400)
 
+    public_url: str = Field("", alias="MAILPOLL_PUBLIC_URL")
     bind: str = Field("127.0.0.1", alias="MAILPOLL_BIND")
     port: int = Field(8025, alias="PORT", ge=1, le=65_535)
     web_workers: int = Field(1, alias="WEB_CONCURRENCY", ge=1, le=64)
@@ -337,13 +349,38 @@ class Settings(BaseModel):
             raise ValueError("should be file:///directory or s3://key:secret@host:port/bucket")
         return value
 
-    @field_validator("oauth_generic_token_url")
+    @field_validator("oauth_generic_token_url", "oauth_generic_authorization_url")
     @classmethod
-    def _token_url(cls, value: str) -> str:
+    def _endpoint_url(cls, value: str) -> str:
         parts = urlsplit(value)
-        if value and (parts.scheme != "https" or not parts.hostname):
-            raise ValueError("should be the https:// address of an OAuth 2 token endpoint")
+        if value and (parts.scheme != "https" or not parts.hostname or parts.fragment):
+            raise ValueError("should be the https:// address of an OAuth 2 endpoint")
         return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _origin(cls, value: str) -> str:
+        """Codes of OAuth 2 come to it: without TLS only where nobody is in between."""
+        if not value:
+            return value
+        value = value.rstrip("/")
+        try:
+            parts = urlsplit(value)
+            port = "" if parts.port is None else f":{parts.port}"
+        except ValueError:
+            parts, port = urlsplit(""), ""
+        host = parts.hostname or ""
+        plain = f"{parts.scheme}://{parts.netloc}" == value and parts.netloc.lower() in (
+            f"{host}{port}",
+            f"[{host}]{port}",
+        )
+        here = parts.scheme == "http" and host in ("localhost", "127.0.0.1", "::1")
+        if not host or not plain or not (here or parts.scheme == "https"):
+            raise ValueError(
+                "should be where browsers find the console: https://host[:port] without a path, "
+                "or http:// on localhost"
+            )
+        return value.lower()
 
     _checked_keys = field_validator("secret_keys")(_checked_keys)
     _checked_tokens = field_validator("api_tokens")(_checked_tokens)

@@ -31,7 +31,7 @@ from . import problems, sessions
 log = structlog.get_logger()
 
 #: All that answers without a token.
-OPEN = frozenset(("/healthz",))
+OPEN = frozenset(("/healthz", *sessions.RETURNS))
 #: Basic first: of a line with several challenges Chromium reads the first only, and asks for a
 #: password only if that is one it knows.
 CHALLENGE = 'Basic realm="mailpoll", charset="UTF-8", Bearer realm="mailpoll"'

@@ -9,13 +9,15 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import falcon
 
-from .. import runtime
+from .. import consent, runtime
 from ..crypto import DecryptionError
 from .console import render
 
 LOGIN, LOGOUT = "/login", "/logout"
 #: Style, script and icon, which the login page needs too: open to all.
 ASSETS = render.ASSETS
+#: Where providers send browsers back to; open, because the cookie does not come along.
+RETURNS = tuple(f"{consent.REDIRECT}{name}" for name in consent.NAMES)
 COOKIE = "mailpoll_session"
 #: Seconds that a session lasts.
 LIFETIME = 8 * 3_600

@@ -138,6 +138,8 @@ def test_what_a_key_may_not_do_is_not_offered(system: System, address: str) -> N
         ("/accounts/new", {"address": "me@example.org"}),
         ("/accounts/import", {"text": "address\nme@example.org"}),
         (f"/accounts/{ID}/edit", {}),
+        (f"/accounts/{ID}/connect", {}),
+        ("/accounts/connect/google/finish", {}),
         ("/webhooks/new", {"url": "https://example.org"}),
         ("/keys", {"name": "x", "scope": "admin"}),
         (f"/keys/{ID}/revoke", {}),

@@ -12,11 +12,17 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from mailpoll.models import MessageStatus
+from tests.integration.conftest import SETS, run_system
 from tests.integration.rows import change_accounts, change_messages
 from tests.integration.system import TOKEN, System, message
 from tests.integration.test_console import ADMIN_PAGES, ATTACKS, HOSTILE, PAGES
+from tests.integration.test_console_connect import ME
 from tests.screenshots.__main__ import CHROMIUM, logged_in
 from tests.security.test_api_keys import web_process
+from tests.servers.dovecot import Dovecot
+from tests.servers.identity_provider import IdentityProvider
+from tests.servers.personas import TokenImap
+from tests.servers.process import free_ports
 
 SIZES = [(1280, 800), (375, 812)]
 #: What would be asked of another host, if anything were.
@@ -65,11 +71,15 @@ def site(embedded: System, address: str, tmp_path: Path) -> Iterator[Site]:
         f"/webhooks/{hook['id']}",
         "/accounts/nowhere",
     ]
-    names = ("MAILPOLL_", "REDIS_URL")
-    variables = {n: v for n, v in os.environ.items() if n.startswith(names) and "TEST" not in n}
-    with web_process(variables, tmp_path) as url:
+    with web_process(environment(), tmp_path) as url:
         yield Site(url, pages, account, attack)
     change_messages(status=MessageStatus.PROCESSED, error=None)
+
+
+def environment() -> dict[str, str]:
+    """What the system of this test is configured with."""
+    names = ("MAILPOLL_", "REDIS_URL")
+    return {n: v for n, v in os.environ.items() if n.startswith(names) and "TEST" not in n}
 
 
 def watched(page: Page, site: Site) -> list[str]:
@@ -180,3 +190,129 @@ def test_it_works_without_script(site: Site, chromium: Browser) -> None:
     page.goto(f"{site.address}/accounts")
     assert page.url.startswith(f"{site.address}/login")
     context.close()
+
+
+# --- connecting with a provider, which is another site
+
+
+@dataclass
+class Connecting:
+    """A console and a provider, which are two sites (127.0.0.1 and localhost)."""
+
+    address: str
+    provider: IdentityProvider
+    imap: TokenImap
+
+    def page(self, chromium: Browser, width: int, height: int, *, script: bool) -> Page:
+        """Where an account is added, with the address and the server filled in."""
+        context = chromium.new_context(
+            viewport={"width": width, "height": height},
+            ignore_https_errors=True,
+            java_script_enabled=script,
+        )
+        page = context.new_page()
+        page.goto(f"{self.address}/accounts/new")
+        page.fill("#token", TOKEN)
+        page.click("button")
+        page.fill("#address", ME)
+        page.fill("#host", "127.0.0.1")
+        page.fill("#port", str(self.imap.port))
+        page.select_option("#security", "plain")
+        return page
+
+
+@pytest.fixture
+def connecting(
+    request: pytest.FixtureRequest, tmp_path: Path, dovecot: Dovecot
+) -> Iterator[Connecting]:
+    (port,) = free_ports(1)
+    public = f"http://127.0.0.1:{port}"
+    redirects = [f"{public}/accounts/connect/generic"]
+    with IdentityProvider(dovecot.ca_file.parent, redirects=redirects) as provider:
+        tokens = provider.tokens
+        with TokenImap(accepts=lambda token: tokens.get(token) == ME) as imap:
+            variables = SETS["embedded"](request, tmp_path) | provider.variables
+            more = {
+                "MAILPOLL_PUBLIC_URL": public,
+                "MAILPOLL_IMAP_PORTS": str(imap.port),
+                "MAILPOLL_IMAP_ALLOW_PLAIN": "yes",
+            }
+            for _ in run_system(variables, tmp_path, dovecot, **more):
+                with web_process({**environment(), "PORT": str(port)}, tmp_path) as url:
+                    yield Connecting(url, provider, imap)
+
+
+def test_a_mailbox_is_connected_by_way_of_another_site(
+    connecting: Connecting, chromium: Browser
+) -> None:
+    page = connecting.page(chromium, *SIZES[0], script=True)
+    sent, wrong = [], []
+    page.on("request", lambda request: sent.append((request.url, request.all_headers())))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    ours = connecting.address
+    page.on(
+        "console",
+        lambda line: (
+            wrong.append(line.text)
+            if line.type == "error" and line.location["url"].startswith(ours)
+            else None
+        ),
+    )
+    page.click("text=Connect with localhost")
+    # The way leads on by itself, and so does the way back
+    page.click("text=Agree")
+    page.wait_for_url("**/accounts/*?done=added")
+    assert "The account is added" in page.inner_text("main")
+    # Neither side was told where the browser came from, nor the code but once
+    (code,) = [url.partition("code=")[2] for url, _ in sent if "code=" in url]
+    assert code.startswith("canary-code")
+    for _, headers in sent:
+        assert "code=" not in headers.get("referer", "")
+    for headers in connecting.provider.headers:
+        assert ours not in headers.get("Referer", "")
+        assert "mailpoll_" not in headers.get("Cookie", "")
+    # And who goes back finds no code, nor does it twice
+    page.go_back()
+    assert code not in page.url
+    grants = [form.get("grant_type") for form in connecting.provider.requests]
+    assert grants.count("authorization_code") == 1
+    assert wrong == []
+    page.context.close()
+
+
+def test_connecting_works_without_script(connecting: Connecting, chromium: Browser) -> None:
+    page = connecting.page(chromium, *SIZES[1], script=False)
+    page.click("text=Connect with localhost")
+    page.click("text=Refuse")
+    page.click("text=Go on")
+    page.wait_for_url("**/finish")
+    assert "did not agree" in page.inner_text("main")
+    page.context.close()
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_the_pages_of_connecting_are_usable(
+    connecting: Connecting, chromium: Browser, width: int, height: int
+) -> None:
+    def looked_at() -> None:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        found = Axe().run(page).response["violations"]
+        assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+
+    page = connecting.page(chromium, width, height, script=True)
+    looked_at()
+    page.route("**/authorize?*", lambda route: route.fulfill(status=204))
+    page.click("text=Connect with localhost")
+    page.wait_for_selector("text=Go on to localhost")
+    looked_at()
+    page.route("**/finish", lambda route: route.fulfill(status=204))
+    back = f"{connecting.address}/accounts/connect/generic"
+    page.goto(f"{back}?code=x&state=y", wait_until="commit")
+    page.wait_for_selector("text=Almost done")
+    page.wait_for_url(back, wait_until="commit")
+    looked_at()
+    page.unroute("**/finish")
+    page.click("text=Go on")
+    page.wait_for_selector("text=Not connected")
+    looked_at()
+    page.context.close()

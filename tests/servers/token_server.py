@@ -39,6 +39,8 @@ class TokenServer:
     failure: tuple[int, bytes] | None = None
     #: The forms of all requests for a token.
     requests: list[dict[str, str]] = field(default_factory=list)
+    #: The headers of all requests.
+    headers: list[dict[str, str]] = field(default_factory=list)
     #: Good access tokens and whose they are.
     tokens: dict[str, str] = field(default_factory=dict)
     _servers: list[ThreadingHTTPServer] = field(default_factory=list)
@@ -102,6 +104,11 @@ class TokenServer:
             document["refresh_token"] = self.new_refresh_token(user)
         return 200, json.dumps(document).encode()
 
+    def answer(self, path: str, fields: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
+        """Status, content and further headers of what is asked for, by POST or by GET."""
+        asks = self.introspect(fields.get("token", "")) if path == "/introspect" else None
+        return (*(asks or self.token(fields)), {"Content-Type": "application/json"})
+
     def introspect(self, token: str) -> tuple[int, bytes]:
         user = self.tokens.get(token)
         return 200, json.dumps({"active": user is not None, "username": user}).encode()
@@ -111,15 +118,18 @@ def _answering(server: TokenServer) -> type[BaseHTTPRequestHandler]:
     class Answers(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            self._send(*server.token({name: values[0] for name, values in parse_qs(body).items()}))
+            self._answer(body)
 
         def do_GET(self) -> None:
-            query = parse_qs(urlsplit(self.path).query)
-            self._send(*server.introspect(query.get("token", [""])[0]))
+            self._answer(urlsplit(self.path).query)
 
-        def _send(self, status: int, body: bytes) -> None:
+        def _answer(self, text: str) -> None:
+            fields = {name: values[0] for name, values in parse_qs(text).items()}
+            server.headers.append(dict(self.headers))
+            status, body, headers = server.answer(urlsplit(self.path).path, fields)
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -12,7 +12,7 @@ from ...crypto import DecryptionError
 from ...models import Scope
 from .. import account_files
 from ..auth import needs, require
-from . import forms, render
+from . import connect, forms, render
 from .base import Page, go
 from .client import Api, Refused
 
@@ -119,6 +119,10 @@ class NewAccount(Page):
                 if step == "find":
                     self._show(req, resp, filled, place=found)
                     return
+            if provider := form.get("connect"):
+                fields = _connectable(api, filled, provider)
+                connect.begin(req, resp, provider, fields)
+                return
             wanted = account_files.account_fields(filled, form.secret("password"))
             if step == "test":
                 tested = api.post(f"{BASE}/test", wanted)
@@ -150,9 +154,29 @@ class NewAccount(Page):
             tested=tested,
             refused=refused,
             errors=refused.fields if refused else {},
+            providers=connect.offered(),
         )
         if refused:
             resp.status = falcon.HTTP_422
+
+
+def _connectable(api: Api, filled: dict[str, Any], provider: str) -> dict[str, Any]:
+    """The fields of an account whose token is still to come, as far as they can be checked.
+
+    Raises:
+      Refused: a field does not work, or the account is there already.
+    """
+    place = {one.name: one.place for one in connect.offered()}.get(provider, {})
+    fields = account_files.account_fields(filled, "") | place
+    row = {**fields, "refresh_token": "to come"}
+    if "host" in fields:  # only then is the provider's client looked at
+        row["oauth_provider"] = provider
+    (checked,) = api.post(f"{BASE}/import", {"accounts": [row], "dry_run": True})["items"]
+    if checked["outcome"] == "refused":
+        errors = checked["errors"]
+        detail = "; ".join(f"{error['field']}: {error['reason']}" for error in errors)
+        raise Refused(422, {"detail": detail, "errors": errors})
+    return fields
 
 
 class ImportAccounts(Page):
@@ -253,6 +277,7 @@ class Account(Page):
             account=account,
             stats=api.get(f"{BASE}/{account_id}/stats"),
             events=events,
+            provider=connect.offered_for(account),
             tested=tested,
             refused=refused,
         )

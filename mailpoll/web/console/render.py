@@ -27,6 +27,7 @@ CONTENT_POLICY = (
 NOTES = {
     "added": "The account is added. Its first poll is on its way.",
     "changed": "Saved.",
+    "connected": "The account is connected again. Its next poll is due now.",
     "imported": "{n} accounts were added. Their first polls are on their way.",
     "polled": "{n} polls are on their way.",
     "reconciled": "The next poll compares the whole lists of the server with what is stored.",

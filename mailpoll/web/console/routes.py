@@ -8,7 +8,7 @@ import orjson
 from ...models import Scope
 from .. import sessions
 from ..auth import needs
-from . import accounts, finding, messages, operations, overview, render
+from . import accounts, connect, finding, messages, operations, overview, render
 from .client import Refused
 
 PROBLEM = "application/problem+json"
@@ -65,6 +65,7 @@ def install(app: "falcon.App[Any, Any]") -> None:
     app.add_route(sessions.LOGIN, Login())
     app.add_route(sessions.LOGOUT, Logout())
     accounts.install(app)
+    connect.install(app)
     messages.install(app)
     finding.install(app)
     operations.install(app)
