@@ -60,14 +60,17 @@ Queued = tuple[dramatiq.Message[Any], int | None]
 
 @contextmanager
 def _recoverable() -> Iterator[None]:
-    """Let every error of Redis be one of the connection, which Dramatiq recovers from.
+    """Let every error be one of the connection, which Dramatiq recovers from.
 
-    Of a time-out, a full or a read-only Redis it does not: acknowledgements are lost, and a
-    consumer's thread may end for good while its process lives on and looks well.
+    Of a time-out, a full or a read-only Redis, no memory or a clock that jumps it does not:
+    acknowledgements are lost, and a consumer's thread may end for good while its process lives on
+    and looks well.
     """
     try:
         yield
-    except redis.RedisError as error:
+    except DecodeError:
+        raise
+    except Exception as error:
         raise ConnectionClosed(error) from None
 
 
@@ -130,6 +133,11 @@ class Consumer(_RedisConsumer):  # type: ignore[misc]
             super().requeue(messages)
 
     def __next__(self) -> Any:
+        with _recoverable():
+            return self._take()
+
+    def _take(self) -> Any:
+        """The next message, if there is one soon."""
         wanted = 0
         if not self.message_cache:
             wanted = self.prefetch - self.outstanding_message_count
@@ -140,8 +148,7 @@ class Consumer(_RedisConsumer):  # type: ignore[misc]
                 self._rung.wait(self._pause)
             self._rung.clear()
         try:
-            with _recoverable():
-                message = super().__next__()
+            message = super().__next__()
         except DecodeError:
             log.error("what is no message was passed over", queue=self.queue_name)
             return None

@@ -47,10 +47,9 @@ FLAGGED = """
 """
 
 #: One of these places has one of Gmail's labels, in any case of its ASCII letters.
-LABELLED = (
-    PRESENT
-    + "AND EXISTS (SELECT 1 FROM {labels} WHERE lower(value{ascii}) = lower({sought}{ascii}))"  # noqa: S608
-)
+LABELLED = f"""{PRESENT}
+    AND EXISTS (SELECT 1 FROM {{labels}} WHERE lower(value{{ascii}}) = lower({{sought}}{{ascii}}))
+"""  # noqa: S608
 LABELLED_SQLITE = LABELLED.format(labels="json_each(l.labels)", ascii="", sought="?")
 LABELLED_POSTGRESQL = LABELLED.format(
     labels="jsonb_array_elements_text(l.labels)", ascii=' COLLATE "C"', sought="CAST(? AS TEXT)"
