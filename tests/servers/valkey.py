@@ -45,7 +45,7 @@ class Valkey(Server):
         if empty:
             snapshot.unlink(missing_ok=True)
         else:
-            self._client().save()
+            self._client(30).save()  # it may be paused
         self.stop()
         self.start()
         snapshot.unlink(missing_ok=True)
@@ -54,5 +54,5 @@ class Valkey(Server):
         """Delete every key of every database."""
         self._client().flushall()
 
-    def _client(self) -> "redis.Redis[bytes]":
-        return redis.Redis(host=self.host, port=self.port, socket_timeout=5)
+    def _client(self, timeout: float = 5) -> "redis.Redis[bytes]":
+        return redis.Redis(host=self.host, port=self.port, socket_timeout=timeout)
