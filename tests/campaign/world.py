@@ -53,10 +53,10 @@ DRAMATIQ = [sys.executable, "-m", "dramatiq", "mailpoll.actors", "--skip-logging
 #: One process for all queues starts in half the time of two.
 EVERYTHING = {"everything": [*DRAMATIQ, "--processes", "1", "--threads", "4"]}
 #: What the scheduler does every minute, and the clearing that it does every hour.
-TICKED = (
-    *(actors.schedule_polls, actors.sweep),
-    *(actors.drain_fallback, actors.clear_fallback),
-)
+HOURLY = (actors.clear_fallback,)
+TICKED = (actors.schedule_polls, actors.sweep, actors.drain_fallback, *HOURLY)
+#: Seconds, in real time, between two of what the scheduler does every hour.
+HOURLY_PAUSE = 30
 MAILPOLL = [sys.executable, "-m", "mailpoll"]
 PROCFILE = {name: [*MAILPOLL, name] for name in ("poller", "worker", "scheduler", "web")}
 
@@ -318,9 +318,9 @@ class World:
     # Time
 
     def tick(self) -> None:
-        """What the scheduler does every minute."""
+        """What the scheduler does every minute; in real time, what it would do in an hour."""
         with suppress(redis.RedisError):
-            for actor in TICKED:
+            for actor in TICKED if self.hurry else HOURLY:
                 actor.send()
         self._last_tick = time.monotonic()
 
@@ -348,7 +348,8 @@ class World:
     def look(self) -> None:
         """One step of supervision."""
         self.supervise()
-        if self.hurry and time.monotonic() - self._last_tick > 1:
+        pause = 1 if self.hurry else HOURLY_PAUSE
+        if (self.hurry or self.fault_end) and time.monotonic() - self._last_tick > pause:
             self.tick()
         time.sleep(LOOK)
 
