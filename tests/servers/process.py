@@ -44,11 +44,16 @@ def free_ports(count: int) -> list[int]:
     """``count`` loopback ports that nobody listens on.
 
     They lie below the range for outgoing connections, so that a server which is stopped for an
-    outage test finds its ports free when it starts again.
+    outage test finds its ports free when it starts again. Each worker of a test run has a part of
+    them for itself: another would find free what was told here and is not listened on yet.
     """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")) + 1
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw-1")[2:]) + 1
+    share = (32_000 - 15_000) // workers
+    first = 15_000 + worker * share
     ports: list[int] = []
     while len(ports) < count:
-        port = random.SystemRandom().randrange(15000, 32000)
+        port = random.SystemRandom().randrange(first, first + share)
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((HOST, port))
