@@ -6,6 +6,7 @@ import pytest
 
 from mailpoll import accounts, database
 from mailpoll.models import EmailAccount, EmailFolder
+from mailpoll.settings import settings
 from tests.integration.scripted import add, expect, folder, places, polled, stored, verdicts
 from tests.integration.system import System, message
 from tests.servers.scripted_imap import CLOSE, Rule, ScriptedImap
@@ -371,7 +372,12 @@ def test_a_change_that_moves_no_mailbox_reads_nothing_again(scripted: System) ->
     [range(1, 220_001), range(40_000_000, 40_220_000)],
     ids=["gap above", "gap below"],
 )
-def test_a_crowd_beside_a_gap_is_listed_in_pieces(scripted: System, crowd: range) -> None:
+def test_a_crowd_beside_a_gap_is_listed_in_pieces(
+    scripted: System, crowd: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The scripted server takes its time for so many
+    monkeypatch.setenv("MAILPOLL_IMAP_READ_TIMEOUT", "30")
+    settings.cache_clear()
     # Given 220,000 messages on one side of a wide gap, all older than the account wants
     with ScriptedImap(messages=dict.fromkeys(crowd, message("old"))) as server:
         server.messages[20_000_000] = message("old")
