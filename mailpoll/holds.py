@@ -6,7 +6,7 @@ the other has done. Should that fail, foreign keys of the holds keep the rows.
 
 from collections.abc import Sequence
 
-from . import audit, database
+from . import audit, counters, database
 from .models import AccountState, EmailAccount, EmailHold, EmailRawMessage
 
 LOCK = database.Statement("SELECT state FROM email_accounts WHERE id = ? FOR UPDATE")
@@ -58,6 +58,8 @@ def check(account_id: int) -> None:
     """
     table = EmailHold
     held = list(table.select().where(table.account == account_id).limit(2))
+    if held:
+        counters.add("hold_refusals", label="account")
     if any(row.message_id is None for row in held):
         raise Held("a legal hold is on the account: lift it first")
     if held:

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from peewee import fn
 
-from . import audit, database, faults, policy, removal, runtime
+from . import audit, counters, database, faults, policy, removal, runtime
 from .blobs import StoreUnavailable, blob_key
 from .imap import providers
 from .models import (
@@ -299,6 +299,11 @@ def _free(account_id: int, ids: Sequence[int]) -> list[Any]:
         return list(FREE.run(list(ids), account_id).fetchall())
 
 
+def _any_held(ids: Sequence[int]) -> bool:
+    with database.connected():
+        return HELD.run(list(ids)).fetchone() is not None
+
+
 # Deletion
 
 
@@ -331,11 +336,16 @@ class Run:
 
     def _remove_rows(self) -> bool:
         if policy.held(self._account.id):
+            counters.add("hold_refusals", label="retention")
             return True
+        held = False
         for rule, ids in self._survey.pages():
             self._remove_page(rule, ids)
+            held = held or _any_held(ids)
             if time.monotonic() >= self._until:
                 return False
+        if held:
+            counters.add("hold_refusals", label="retention")
         return True
 
     def _remove_page(self, rule: Rule, ids: Sequence[int]) -> None:
@@ -364,6 +374,7 @@ class Run:
         for message_id, _, size in attached:
             sizes[message_id] += size
         self.tally.add(rule, list(sizes.values()))
+        counters.add("retention_deleted", len(sizes), rule)
 
     def _check(self) -> None:
         """After the account's row was locked: nobody has changed what this run goes by.
@@ -476,20 +487,32 @@ def doom(account_id: int, sha256: str) -> bool:
     return bool(there)
 
 
+def _kept_for_a_time() -> Any:
+    """The condition that some rule ends the time of an account's mail."""
+    table, config = EmailAccount, settings()
+    return (fn.COALESCE(table.retention_days, config.retention_days) > 0) | (
+        fn.COALESCE(table.retention_expunged_days, config.retention_expunged_days) > 0
+    )
+
+
+def waiting() -> float:
+    """Seconds since the account that was longest not gone through was, or was added; 0: none is."""
+    table = EmailAccount
+    since = fn.MIN(fn.COALESCE(table.retained_at, table.created_at))
+    with database.connected():
+        found = table.visible().select(since).where(_kept_for_a_time()).scalar()
+    return max(0.0, (database.now() - database.moment(found)).total_seconds()) if found else 0.0
+
+
 def due_accounts() -> list[EmailAccount]:
     """The accounts to go through now, those that were longest not first."""
     table, doomed = EmailAccount, EmailDoomedBlob
-    config = settings()
-    kept = (
-        fn.COALESCE(table.retention_days, config.retention_days) > 0,
-        fn.COALESCE(table.retention_expunged_days, config.retention_expunged_days) > 0,
-    )
     late = table.retained_at.is_null() | (table.retained_at <= database.now() - PERIOD)
     left = fn.EXISTS(doomed.select().where(doomed.account == table.id))
     with database.connected():
         return list(
             table.visible()
-            .where(((kept[0] | kept[1]) & late) | left)
+            .where((_kept_for_a_time() & late) | left)
             .order_by(table.retained_at.is_null(False), table.retained_at, table.id)
         )
 

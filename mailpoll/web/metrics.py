@@ -15,13 +15,14 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from .. import alarms, counters, keys, queues, runtime, stats
+from .. import alarms, counters, keys, queues, retention, runtime, stats
 from ..actors.poll import LATENESS, OWN_FAILURES
 from ..actors.process import QUARANTINED
 from ..broker import Broker
 from ..imap import Fault
 from ..middleware import task_stats
 from ..models import Mark, MarkName
+from ..policy import Rule
 
 #: Counters: what they count, and the label with the values that it has from the start.
 COUNTED: dict[str, tuple[str, str, Iterable[str]]] = {
@@ -35,6 +36,12 @@ COUNTED: dict[str, tuple[str, str, Iterable[str]]] = {
         "Queue messages whose work was done or under way",
         "kind",
         ("poll", "message"),
+    ),
+    "retention_deleted": ("Messages whose time was over, deleted by rule", "rule", Rule),
+    "hold_refusals": (
+        "Deletions that a legal hold refused: of accounts, and runs of retention that left mail",
+        "deletion",
+        ("account", "retention"),
     ),
     "notifications": ("Messages to operators, by receiver", "result", ("sent", "failed")),
 }
@@ -84,6 +91,11 @@ class Figures(Collector):
         )
         yield from self._stores(figures["storage_circuit_open"])
         yield from self._marks()
+        yield _value(
+            "retention_waiting_seconds",
+            "Since the account that retention left alone longest was gone through; 0: it has none",
+            retention.waiting(),
+        )
         yield _gauge("delete_jobs", "Running deletions by step", "step", stats.running_deletions())
         yield _gauge("key_rows", "Stored secrets by their key", "key_id", self._rows_of_keys())
         yield from self._redis()

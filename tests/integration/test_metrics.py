@@ -13,7 +13,7 @@ import redis
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from mailpoll import accounts, actors, counters, database, fsck, runtime
+from mailpoll import accounts, actors, counters, database, fsck, holds, runtime
 from mailpoll.actors.poll import poll
 from mailpoll.crypto import key_id
 from mailpoll.models import EmailAccount, EmailRawMessage, LeaseLost
@@ -179,6 +179,55 @@ def test_failed_polls_are_counted_by_reason(system: System, address: str) -> Non
         key: value for key, value in rise.items() if key[0] == "mailpoll_poll_failures_total"
     }
     assert reasons == {("mailpoll_poll_failures_total", "auth_failed"): 1}
+
+
+def test_retention_is_counted_by_rule_and_what_holds_refuse(system: System, address: str) -> None:
+    # Given old mail, one message of it under a hold
+    for number in range(3):
+        system.dovecot.deliver(address, message(f"old {number}"), received_at=1_700_000_000)
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    row = account_row(account)
+    with database.connected():
+        kept = EmailRawMessage.get()
+    holds.hold(row, "court", kept)
+    change_accounts(retention_days=30, retained_at=None)
+    before = scrape(system)
+    # When retention goes through the account, and then somebody wants it deleted
+    actors.retain.fn()
+    answer = system.api.simulate_delete(f"/admin/email-accounts/{account}")
+    # Then both rules are there, and each refusal is counted
+    assert answer.status_code == 409
+    rise = risen(before, scrape(system))
+    assert rise["mailpoll_retention_deleted_total", "age"] == 2
+    assert before["mailpoll_retention_deleted_total", "expunged"] >= 0
+    assert rise["mailpoll_hold_refusals_total", "retention"] == 1
+    assert rise["mailpoll_hold_refusals_total", "account"] == 1
+    # And a hold on the whole account has all of it left
+    holds.hold(row, "court")
+    change_accounts(retained_at=None)
+    before = scrape(system)
+    actors.retain.fn()
+    rise = risen(before, scrape(system))
+    assert rise["mailpoll_hold_refusals_total", "retention"] == 1
+    assert ("mailpoll_retention_deleted_total", "age") not in rise
+    holds.lift(row, kept)
+    holds.lift(row)
+
+
+def test_a_run_of_retention_that_does_not_happen_shows(system: System, address: str) -> None:
+    name = ("mailpoll_retention_waiting_seconds",)
+    system.add_account(address, test=False)
+    # Whoever keeps mail for ever waits for nothing
+    change_accounts(retained_at=database.now() - timedelta(days=3))
+    assert scrape(system)[name] == 0
+    change_accounts(retention_days=30)
+    assert 3 * 86_400 <= scrape(system)[name] < 3 * 86_400 + 600
+    actors.retain.fn()
+    assert scrape(system)[name] < 600
+    # One that was never gone through waits since it was added
+    change_accounts(retained_at=None, created_at=database.now() - timedelta(days=2))
+    assert 2 * 86_400 <= scrape(system)[name] < 2 * 86_400 + 600
 
 
 def test_what_is_delivered_twice_is_counted(system: System, address: str) -> None:
