@@ -21,8 +21,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -473,10 +475,11 @@ def main() -> None:
     options = parser.parse_args()
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    found = {
-        name: measure(name, options.accounts, options.rate, options.minutes)
-        for name in options.sets or SETS
-    }
+    sets = options.sets or SETS
+    given = (options.accounts, options.rate, options.minutes)
+    with ProcessPoolExecutor(len(sets), get_context("spawn")) as both:
+        runs = {name: both.submit(measure, name, *given) for name in sets}
+        found = {name: run.result() for name, run in runs.items()}
     result = document(found, options.minutes)
     for table in result.tables:
         print(table.markdown())
