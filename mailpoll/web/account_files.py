@@ -21,7 +21,9 @@ COLUMNS = (
     "push",
     "test",
 )
-NUMBERS = frozenset(("port", "poll_interval", "poll_interval_max"))
+NUMBERS = frozenset(
+    ("port", "poll_interval", "poll_interval_max", "retention_days", "retention_expunged_days")
+)
 WORDS = {"yes": True, "true": True, "no": False, "false": False}
 
 

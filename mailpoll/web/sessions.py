@@ -35,6 +35,7 @@ OPENED = frozenset(
         "deletions",
         "docs",
         "failed",
+        "holds",
         "keys",
         "login",
         "logout",

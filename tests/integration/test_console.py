@@ -14,10 +14,12 @@ from tests.integration.rows import change_accounts, change_messages
 from tests.integration.system import KEY, PASSWORD, TOKEN, System, message
 from tests.integration.test_auth import ID, ORIGIN
 from tests.integration.test_dashboard import FORM
+from tests.integration.test_flags import client
 from tests.security.test_api_keys import new_key
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 PAGES = ["/", "/accounts", "/messages", "/search", "/failed", "/tasks", "/webhooks", "/deletions"]
+PAGES += ["/holds"]
 ADMIN_PAGES = ["/accounts/new", "/accounts/import", "/webhooks/new", "/keys", "/audit", "/settings"]
 #: Breaks out of text, of attributes and of scripts, if it can.
 HOSTILE = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}"
@@ -69,6 +71,7 @@ def pages_of(system: System, account: str) -> list[str]:
     return [
         f"/threads/{thread}",
         f"/accounts/{account}",
+        f"/accounts/{account}/attachments",
         f"/messages/{mail_id}",
         f"/messages/{mail_id}/html",
     ]
@@ -132,6 +135,8 @@ def test_what_a_key_may_not_do_is_not_offered(system: System, address: str) -> N
         ("/accounts/bulk", {"action": "poll", "id": ID}),
         (f"/accounts/{ID}/do/poll", {}),
         ("/messages/1/retry", {}),
+        ("/messages/1/keep/hold", {"reason": "x"}),
+        (f"/accounts/{ID}/keep/lift", {}),
         ("/failed", {"error": "x"}),
         ("/tasks/retry", {"task": "x"}),
         (f"/webhooks/{ID}/do/test", {}),
@@ -445,6 +450,89 @@ def test_an_account_is_tested_added_changed_and_deleted(system: System, address:
     assert "A last look found nothing" in browser.get(f"/deletions/{job['id']}")
 
 
+def test_how_long_mail_is_kept_is_changed_and_left_to_the_installation_again(
+    system: System, address: str
+) -> None:
+    account = system.add_account(address, test=False)
+    path = f"/admin/email-accounts/{account}"
+    browser = Browser(system)
+    before = system.get(path)
+    names = ("host", "port", "security", "username", "poll_interval")
+    form = {name: before[name] for name in names} | {"sync_flags": "yes"}
+    kept = {"retention_days": "365", "retention_expunged_days": "0"}
+    browser.post(f"/accounts/{account}/edit", **form, **kept)
+    changed = system.get(path)
+    assert (changed["retention_days"], changed["retention_expunged_days"]) == (365, 0)
+    assert changed["sync_flags"] is True
+    page = browser.get(f"/accounts/{account}")
+    assert "365 days after its arrival" in page
+    assert "for ever" in page
+    refused = browser.post(f"/accounts/{account}/edit", 422, **form, retention_days="soon")
+    assert "aria-invalid" in refused.text
+    browser.post(f"/accounts/{account}/edit", **form)
+    again = system.get(path)
+    assert (again["retention_days"], again["retention_expunged_days"]) == (None, None)
+
+
+def test_what_is_held_is_not_deleted_until_it_is_lifted(system: System, address: str) -> None:
+    account = filled(system, address)
+    (one,) = system.messages(account)
+    browser = Browser(system)
+    pages = (f"/accounts/{account}", f"/messages/{one['id']}")
+    for page in pages:
+        browser.post(f"{page}/keep/hold", 422, reason="")
+        browser.post(f"{page}/keep/burn", 404)
+        browser.post(f"{page}/keep/lift", 404)
+        answer = browser.post(f"{page}/keep/hold", reason="the case <b>of</b> May")
+        assert answer.headers["location"] == f"{page}?done=held"
+        assert "the case &lt;b&gt;of&lt;/b&gt; May" in browser.get(page)
+    held = browser.get("/holds")
+    assert all(f'href="{page}"' in held for page in pages)
+    assert "a legal hold is on it" in browser.get(f"/accounts/{account}/delete")
+    spared = browser.post("/accounts/bulk", action="delete", sure="yes", id=account)
+    assert spared.headers["location"] == "/deletions?done=spared&n=0"
+    assert "lift it first" in browser.get(spared.headers["location"])
+    assert system.get(f"/admin/email-accounts/{account}")["state"] == "active"
+    for page in pages:
+        browser.post(f"{page}/keep/lift")
+    assert "Nothing is held" in browser.get("/holds")
+
+
+def test_attachments_are_found_by_name_and_type(system: System, address: str) -> None:
+    body = (
+        "--b\r\nContent-Type: text/plain\r\n\r\nsee there\r\n--b\r\nContent-Type: image/gif\r\n"
+        'Content-Disposition: attachment; filename="pixel.gif"\r\n'
+        "Content-Transfer-Encoding: base64\r\n\r\nR0lGODlhAQABAAAAACw=\r\n--b--\r\n"
+    )
+    kind = {"MIME_Version": "1.0", "Content_Type": 'multipart/mixed; boundary="b"'}
+    account = filled(system, address, message("hello", body, **kind), message("without"))
+    (found,) = system.get(f"/admin/email-accounts/{account}/attachments")["items"]
+    browser = Browser(system)
+    path = f"/accounts/{account}/attachments"
+    download = f"/messages/{found['message_id']}/attachments/{found['n']}"
+    assert download in browser.get(path)
+    assert download in get(browser, path, name=found["name"][1:-1].upper(), type="image/")
+    assert "No attachment is like that" in get(browser, path, type="application/pdf")
+    assert "No attachment is like that" in get(browser, path, name="elsewhere")
+
+
+def test_flags_are_shown_and_asked_for_where_they_are_followed(
+    system: System, address: str
+) -> None:
+    account = filled(system, address)
+    browser = Browser(system)
+    (one,) = system.messages(account)
+    assert "Unread" not in get(browser, "/messages", account=account)
+    system.api.simulate_patch(f"/admin/email-accounts/{account}", json={"sync_flags": True})
+    with client(system, address) as session:
+        session.add_flags(session.search(), [b"\\Flagged", b"urgent"])
+    system.poll_and_process(account)
+    assert "unread, flagged, urgent" in browser.get(f"/messages/{one['id']}")
+    for mark, there in (("unread", True), ("flagged", True), ("answered", False)):
+        listed = get(browser, "/messages", account=account, mark=mark)
+        assert (f"/messages/{one['id']}" in listed) is there, mark
+
+
 def test_many_accounts_are_paused_at_once(system: System, address: str) -> None:
     ids = [system.add_account(f"{number}{address}", test=False) for number in range(3)]
     browser = Browser(system)
@@ -547,6 +635,7 @@ def test_a_webhook_is_added_tested_and_removed(system: System) -> None:
         ("/messages/0", 404),
         ("/messages/999", 404),
         ("/messages/999/html", 404),
+        (f"/accounts/{ID}/attachments", 404),
         (f"/deletions/{ID}", 404),
         (f"/webhooks/{ID}", 404),
     ],

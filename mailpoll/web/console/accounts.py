@@ -27,6 +27,8 @@ BULK = {
     "delete": ("deleting", Scope.ADMIN),
 }
 VERBS = {"poll": "polled", "pause": "paused", "resume": "resumed", "reconcile": "reconciled"}
+#: Fields that an account may leave to the installation.
+KEPT = ("retention_days", "retention_expunged_days")
 #: The most lines of a file of accounts, and its bytes.
 LINES, CSV_BYTES = 200, 60_000
 #: Seconds between looking at a file and adding what is in it.
@@ -73,8 +75,10 @@ class Bulk(Page):
             render.page(req, resp, "accounts_delete.html", accounts=accounts)
         else:
             done = sum(_done(api, action, _uuid(one)) for one in chosen)
-            target = "/deletions" if action == "delete" else "/accounts"
-            go(resp, target, word, done)
+            if action == "delete":
+                go(resp, "/deletions", word if done == len(chosen) else "spared", done)
+            else:
+                go(resp, "/accounts", word, done)
 
 
 def _uuid(text: str) -> UUID:
@@ -85,7 +89,7 @@ def _uuid(text: str) -> UUID:
 
 
 def _done(api: Api, action: str, account: UUID) -> bool:
-    """Whether it worked; an account that is gone, or paused when it should be polled, is passed."""
+    """Whether it worked: not if it is gone, paused and should be polled, or held and deleted."""
     try:
         if action == "delete":
             api.delete(f"{BASE}/{account}")
@@ -320,12 +324,12 @@ class EditAccount(Page):
         account = api.get(f"{BASE}/{account_id}")
         names = ("host", "port", "security", "username", "folders", "poll_interval")
         filled: dict[str, Any] = {name: form.get(name) for name in names}
-        filled["poll_interval_max"] = form.get("poll_interval_max")
+        filled |= {name: form.get(name) for name in ("poll_interval_max", *KEPT)}
         new = account_files.account_fields(filled, form.secret("password"))
-        new["push"] = form.get("push") == "yes"
+        new |= {name: form.get(name) == "yes" for name in ("push", "sync_flags")}
         changed = {name: value for name, value in new.items() if value != account.get(name)}
-        if not new.get("folders") and account["folders"] is not None:
-            changed["folders"] = None
+        emptied = [name for name in ("folders", *KEPT) if new.get(name) in (None, [])]
+        changed |= {name: None for name in emptied if account[name] is not None}
         changed["test"] = form.get("test") == "yes"
         try:
             api.patch(f"{BASE}/{account_id}", changed)

@@ -101,6 +101,9 @@ class Api:
     def patch(self, path: str, body: Any) -> Any:
         return self._json(self.call("PATCH", path, body=body))
 
+    def put(self, path: str, body: Any) -> Any:
+        return self._json(self.call("PUT", path, body=body))
+
     def delete(self, path: str) -> Any:
         return self._json(self.call("DELETE", path))
 

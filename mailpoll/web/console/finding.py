@@ -1,6 +1,8 @@
-"""``/search``: messages by their words, and ``/threads/{id}``: those that belong together."""
+"""``/search``: messages by their words, ``/threads/{id}``: those that belong together, and the
+attachments of an account."""
 
 from typing import Any
+from uuid import UUID
 
 import falcon
 
@@ -13,6 +15,16 @@ from .client import Refused
 
 LISTED = 25
 UNREADABLE = 422
+#: What attachments are asked for: the beginning of their type, and words for it.
+KINDS = (
+    ("", "Any"),
+    ("application/pdf", "PDF"),
+    ("image/", "Pictures"),
+    ("text/", "Text"),
+    ("message/", "Messages"),
+    ("audio/", "Sound"),
+    ("video/", "Film"),
+)
 
 
 class Search(Page):
@@ -49,6 +61,26 @@ class Thread(Page):
         render.page(req, resp, "thread.html", thread=found, account=account)
 
 
+class Attachments(Page):
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
+        api = self.api(req, resp)
+        base = f"/admin/email-accounts/{account_id}"
+        asked = {name: req.get_param(name) or "" for name in ("name", "type", "cursor")}
+        found = api.get(f"{base}/attachments", limit=LISTED, **asked)
+        render.page(
+            req,
+            resp,
+            "attachments.html",
+            account=api.get(base),
+            found=found["items"],
+            following=found["next"],
+            asked=asked,
+            kinds=KINDS,
+        )
+
+
 def install(app: "falcon.App[Any, Any]") -> None:
     app.add_route("/search", Search(app))
+    app.add_route("/accounts/{account_id:uuid}/attachments", Attachments(app))
     app.add_route(f"/threads/{{thread_id:int(min=1, max={MAX_ID})}}", Thread(app))

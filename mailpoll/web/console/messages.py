@@ -16,6 +16,12 @@ from .client import Api, Refused
 
 LISTED = 50
 FILTERS = ("status", "folder", "since", "before", "message_id")
+#: What may be asked of flags, where they are followed.
+MARKS: dict[str, dict[str, Any]] = {
+    "unread": {"unseen": True},
+    "flagged": {"flag": "\\Flagged"},
+    "answered": {"flag": "\\Answered"},
+}
 #: Characters of text, and bytes of source, that a page shows; the rest is to be downloaded.
 SHOWN = 40_000
 #: Header lines that are shown, and characters of each.
@@ -38,11 +44,13 @@ class Messages(Page):
         chosen = {name: req.get_param(name) or "" for name in FILTERS}
         account, error = req.get_param("account"), req.get_param("error")
         paging = {"cursor": req.get_param("cursor"), "limit": LISTED}
-        stats = None
+        mark = req.get_param("mark") or ""
+        stats, followed = None, False
         if account:
             stats = _stats(api, account)
-            base = f"/admin/email-accounts/{stats['account_id']}/messages"
-            found = api.get(base, **chosen, **paging)
+            base = f"/admin/email-accounts/{stats['account_id']}"
+            followed = api.get(base)["sync_flags"]
+            found = api.get(f"{base}/messages", **chosen, **MARKS.get(mark, {}), **paging)
         else:
             found = api.get("/admin/messages", status=chosen["status"], error=error, **paging)
         render.page(
@@ -51,7 +59,8 @@ class Messages(Page):
             "messages.html",
             messages=found["items"],
             following=found["next"],
-            chosen=chosen,
+            chosen=chosen | {"mark": mark},
+            followed=followed,
             account=stats,
             error=error or "",
         )

@@ -27,6 +27,8 @@ CONTENT_POLICY = (
 NOTES = {
     "added": "The account is added. Its first poll is on its way.",
     "changed": "Saved.",
+    "held": "It is held: nothing of it is deleted.",
+    "lifted": "The hold is lifted. What retention says counts again.",
     "connected": "The account is connected again. Its next poll is due now.",
     "imported": "{n} accounts were added. Their first polls are on their way.",
     "polled": "{n} polls are on their way.",
@@ -34,6 +36,7 @@ NOTES = {
     "paused": "{n} accounts are paused.",
     "resumed": "{n} accounts are polled again.",
     "deleting": "{n} accounts are being deleted.",
+    "spared": "{n} accounts are being deleted. What is under a legal hold stays: lift it first.",
     "retried": "{n} messages are being processed again.",
     "more": "{n} messages are being processed again. There are more: retry once more.",
     "task": "The task runs again.",
@@ -41,6 +44,13 @@ NOTES = {
     "replayed": "It is sent again from there on.",
     "removed": "The webhook is removed.",
     "revoked": "The key is revoked. It opens nothing any more.",
+}
+#: System flags that are worth a word (RFC 9051, section 2.3.2).
+FLAGS = {
+    "\\flagged": "flagged",
+    "\\answered": "answered",
+    "\\draft": "draft",
+    "\\deleted": "marked as deleted",
 }
 #: What stands where there is no value.
 NOTHING = "\u2013"
@@ -135,6 +145,17 @@ def people(found: list[dict[str, str]], limit: int = 3) -> str:
     return ", ".join(names) + (" …" if len(found) > limit else "")
 
 
+def marks(location: dict[str, Any]) -> str:
+    """A message's flags, keywords and labels in a folder, in words; none where not followed."""
+    if location["flags"] is None:
+        return ""
+    flags = {flag.lower(): flag for flag in location["flags"]}
+    found = [] if "\\seen" in flags else ["unread"]
+    found += [words for flag, words in FLAGS.items() if flag in flags]
+    found += [flag for flag in flags.values() if not flag.startswith("\\")]
+    return ", ".join(found + (location["labels"] or []))
+
+
 def query(**values: Any) -> str:
     """The part of an address behind the path; values that are empty are left out."""
     given = {name: value for name, value in values.items() if value not in (None, "", False)}
@@ -151,7 +172,8 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(number=number, size=size, duration=duration, ago=ago, at=at, people=people)
+    found.filters.update(number=number, size=size, duration=duration, ago=ago, at=at)
+    found.filters.update(people=people, marks=marks)
     found.globals.update(
         asset=_asset, query=query, sparkline=charts.sparkline, hours_chart=charts.hours
     )

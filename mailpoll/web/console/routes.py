@@ -8,7 +8,7 @@ import orjson
 from ...models import Scope
 from .. import sessions
 from ..auth import needs
-from . import accounts, connect, finding, messages, operations, overview, render
+from . import accounts, connect, finding, holds, messages, operations, overview, render
 from .client import Refused
 
 PROBLEM = "application/problem+json"
@@ -68,4 +68,5 @@ def install(app: "falcon.App[Any, Any]") -> None:
     connect.install(app)
     messages.install(app)
     finding.install(app)
+    holds.install(app)
     operations.install(app)
