@@ -761,13 +761,25 @@ def starved(world: World, _: str) -> None:
 
 
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+#: libfaketime 0.9.10 lets every clock_nanosleep() until a moment fail when the monotonic clock is
+#: to be right, and that is what time.sleep() calls; a process would end at its first one.
+SLEEP = """
+import select
+import time
+
+time.sleep = lambda seconds: select.select([], [], [], seconds)
+"""
 SHIFTS = {"plus-90s": "+90s", "minus-1h": "-1h", "plus-1d": "+1d"}
 
 
 def _faked(world: World, role: str, shift: str, file: Path | None = None) -> None:
     """Let the clock of a role be wrong; the monotonic one is right."""
     assert Path(FAKETIME).exists(), "install libfaketime"
+    customized = world.directory / "faked" / "sitecustomize.py"
+    customized.parent.mkdir(exist_ok=True)
+    customized.write_text(SLEEP)
     words = [f"LD_PRELOAD={FAKETIME}", "FAKETIME_DONT_FAKE_MONOTONIC=1", "DONT_FAKE_MONOTONIC=1"]
+    words.append(f"PYTHONPATH={customized.parent}")
     if file is None:
         words.append(f"FAKETIME={shift}")
     else:
@@ -784,7 +796,7 @@ def _faked(world: World, role: str, shift: str, file: Path | None = None) -> Non
     **REAL,
 )
 def wrong_clock(world: World, how: str) -> None:
-    # libfaketime makes sleep() fail now and then: processes end, and are started again.
+    # What waits until a moment may be told that it is over, or far: a process may end of it.
     world.announced.append(f"Traceback|{AWAY}")
     world.commands = dict(world.commands)
     file = world.directory / "clock"

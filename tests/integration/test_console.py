@@ -469,6 +469,9 @@ def test_how_long_mail_is_kept_is_changed_and_left_to_the_installation_again(
     assert "for ever" in page
     refused = browser.post(f"/accounts/{account}/edit", 422, **form, retention_days="soon")
     assert "aria-invalid" in refused.text
+    # What was emptied does not come back with a refusal of something else
+    refused = browser.post(f"/accounts/{account}/edit", 422, **form | {"port": "soon"})
+    assert 'value="365"' not in refused.text
     browser.post(f"/accounts/{account}/edit", **form)
     again = system.get(path)
     assert (again["retention_days"], again["retention_expunged_days"]) == (None, None)
@@ -486,6 +489,7 @@ def test_what_is_held_is_not_deleted_until_it_is_lifted(system: System, address:
         answer = browser.post(f"{page}/keep/hold", reason="the case <b>of</b> May")
         assert answer.headers["location"] == f"{page}?done=held"
         assert "the case &lt;b&gt;of&lt;/b&gt; May" in browser.get(page)
+    assert "account</a> is held" in browser.get(pages[1])
     held = browser.get("/holds")
     assert all(f'href="{page}"' in held for page in pages)
     assert "a legal hold is on it" in browser.get(f"/accounts/{account}/delete")

@@ -61,6 +61,8 @@ def site(embedded: System, address: str, tmp_path: Path) -> Iterator[Site]:
     change_accounts(last_error="the server says: " + "no " * 60, last_error_kind="x")
     hook = embedded.post("/admin/webhooks", 201, url="https://example.org/hook/" + "x" * 80)
     embedded.post("/admin/api-keys", 201, name="a key with a long name " * 2, scope="read")
+    held = f"/admin/messages/{plain}/hold"
+    embedded.api.simulate_put(held, json={"reason": "a case with a long name " * 20})
     pages = [
         *PAGES,
         *ADMIN_PAGES,
@@ -73,6 +75,7 @@ def site(embedded: System, address: str, tmp_path: Path) -> Iterator[Site]:
     ]
     with web_process(environment(), tmp_path) as url:
         yield Site(url, pages, account, attack)
+    embedded.api.simulate_delete(held)
     change_messages(status=MessageStatus.PROCESSED, error=None)
 
 

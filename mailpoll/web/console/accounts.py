@@ -336,7 +336,8 @@ class EditAccount(Page):
         except Refused as error:
             if error.status not in (409, 422):
                 raise
-            self._show(req, resp, account, account | new, error)
+            shown = account | new | dict.fromkeys(emptied)
+            self._show(req, resp, account, shown, error)
             resp.status = falcon.HTTP_422
             return
         go(resp, f"/accounts/{account_id}", "changed")

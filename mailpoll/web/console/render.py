@@ -28,7 +28,7 @@ NOTES = {
     "added": "The account is added. Its first poll is on its way.",
     "changed": "Saved.",
     "held": "It is held: nothing of it is deleted.",
-    "lifted": "The hold is lifted. What retention says counts again.",
+    "lifted": "The hold is lifted.",
     "connected": "The account is connected again. Its next poll is due now.",
     "imported": "{n} accounts were added. Their first polls are on their way.",
     "polled": "{n} polls are on their way.",
@@ -36,7 +36,8 @@ NOTES = {
     "paused": "{n} accounts are paused.",
     "resumed": "{n} accounts are polled again.",
     "deleting": "{n} accounts are being deleted.",
-    "spared": "{n} accounts are being deleted. What is under a legal hold stays: lift it first.",
+    "spared": "{n} accounts are being deleted. Others are gone already, or a legal hold "
+    "is on them or on a message of theirs: lift it first.",
     "retried": "{n} messages are being processed again.",
     "more": "{n} messages are being processed again. There are more: retry once more.",
     "task": "The task runs again.",
