@@ -24,7 +24,7 @@ from typing import Any
 import redis
 import structlog
 
-from . import accounts, budgets, database
+from . import budgets, database, logins
 from .actors import poll_account
 from .broker import redis_client
 from .crypto import DecryptionError
@@ -217,7 +217,7 @@ class Watcher:
             return Opened(watched, wait=wait)
         folder = _folder_to_watch(account, folders)
         wire_name = folder.wire_name.encode("latin-1") if folder else b"INBOX"
-        opening = connect(accounts.login_of(account), self._settings, LOGIN)
+        opening = connect(logins.login_of(account), self._settings, LOGIN)
         watch = Watch(opening, wire_name).begin()
         same = folder is not None and (watch.uidnext, watch.messages) == (
             folder.uidnext,

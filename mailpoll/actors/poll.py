@@ -12,7 +12,7 @@ import redis
 import structlog
 from dramatiq.threading import Interrupt
 
-from .. import accounts, budgets, counters, database, rhythm, runtime, turns
+from .. import accounts, budgets, counters, database, logins, rhythm, runtime, turns
 from ..blobs import StoreUnavailable
 from ..broker import BACKFILL, POLL, Queued
 from ..crypto import DataKeyError, DecryptionError
@@ -196,13 +196,13 @@ class Sessions:
         if after is not None:
             self.expired(after)
         with ExitStack() as stack:
-            login = accounts.login_of(self._account)
+            login = logins.login_of(self._account)
             try:
                 session = stack.enter_context(self._connect(login))
             except ImapError as error:
                 if not self._renew(error):
                     raise
-                session = stack.enter_context(self._connect(accounts.login_of(self._account)))
+                session = stack.enter_context(self._connect(logins.login_of(self._account)))
             yield session
 
     def expired(self, error: ImapError) -> bool:
@@ -214,7 +214,7 @@ class Sessions:
         return connect(login, settings(), self._deadline - time.monotonic())
 
     def _renew(self, error: ImapError) -> bool:
-        return self._login is not None and accounts.renew(self._account, self._login, error.fault)
+        return self._login is not None and logins.renew(self._account, self._login, error.fault)
 
 
 def announce(message_ids: Sequence[int], imported: bool) -> None:

@@ -69,6 +69,7 @@ def add(
     from pydantic import ValidationError
 
     from .. import accounts as service
+    from .. import logins
     from ..web.schemas import NewAccount
 
     given = {name: value for name, value in fields.items() if value not in (None, ())}
@@ -84,7 +85,7 @@ def add(
         account = service.create(**new.model_dump(exclude={"archive"}))
     except ValidationError as error:
         raise refused(error) from None
-    except service.AccountError as error:
+    except logins.AccountError as error:
         raise Failure(str(error)) from None
     _enqueue_poll(account.id)
     if as_json:
@@ -251,12 +252,12 @@ def reconcile(account: str) -> None:
 @needs_database
 def test_login(account: str) -> None:
     """Log in with the stored password and list the folders."""
-    from .. import accounts as service
+    from .. import logins
 
     row = find_account(account)
     try:
-        found = service.test_login(row)
-    except service.AccountError as error:
+        found = logins.test_login(row)
+    except logins.AccountError as error:
         raise Failure(str(error)) from None
     for name in found.folders:
         click.echo(safe(name).plain)

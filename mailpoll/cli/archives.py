@@ -130,6 +130,7 @@ def _find_or_create(name: str, create: bool) -> Any:
     from pydantic import ValidationError
 
     from .. import accounts as service
+    from .. import logins
     from ..web.schemas import NewAccount
 
     try:
@@ -142,7 +143,7 @@ def _find_or_create(name: str, create: bool) -> Any:
         return service.create_archive(NewAccount(**given).address)
     except ValidationError as error:
         raise refused(error) from None
-    except service.AccountError as error:
+    except logins.AccountError as error:
         raise Failure(str(error)) from None
 
 

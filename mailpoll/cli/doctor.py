@@ -35,7 +35,7 @@ def doctor(*, address: str | None, password_stdin: bool, as_json: bool, **fields
     account, if there is one and no option is given; else asks for the secret. Logs in once, and
     changes nothing.
     """
-    from .. import accounts as service
+    from .. import logins
     from ..doctor import Examination, Finding
     from ..settings import settings
 
@@ -48,15 +48,15 @@ def doctor(*, address: str | None, password_stdin: bool, as_json: bool, **fields
     report = Report(address, as_json)
     try:
         if account is not None:
-            login = service.stored_login(account)
+            login = logins.stored_login(account)
             source = "the stored account"
         else:
             prompt = "Refresh token: " if given.get("oauth_provider") else "Password: "
             field = "refresh_token" if given.get("oauth_provider") else "password"
             given[field] = ask_secret(prompt, password_stdin)
-            login, place = service.new_login(address=address, **given)
+            login, place = logins.new_login(address=address, **given)
             source = place.source
-    except service.AccountError as error:
+    except logins.AccountError as error:
         report.add(Finding("where", False, str(error), error.field))
         sys.exit(report.end(None))
     where = f"{login.host}:{login.port}, {login.security} ({source})"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from .. import accounts, database
+from .. import database, logins
 from ..imap import Fault, Fetched, ImapError, Session, Status, connect, selectable
 from ..models import AccountState, EmailAccount, EmailFolder, EmailLocation, EmailRawMessage
 from ..settings import settings
@@ -42,7 +42,7 @@ class Mailbox:
             raise self._refused  # one failed login is enough: more could lock the account
         if self._session is None:
             try:
-                login = accounts.login_of(self.account)
+                login = logins.login_of(self.account)
                 self._session = self._connection.enter_context(
                     connect(login, settings(), CONVERSATION)
                 )

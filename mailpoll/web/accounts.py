@@ -11,7 +11,7 @@ from peewee import SQL, Tuple
 from pydantic import ValidationError
 from spectree import Response
 
-from .. import accounts, budgets, database, holds, queues, receipts, stats
+from .. import accounts, budgets, database, holds, logins, queues, receipts, stats
 from ..actors import delete_account, poll_account
 from ..models import AccountState, EmailAccount, EmailHold, EmailJob, JobState, Scope
 from . import paging, problems, schemas
@@ -225,14 +225,14 @@ def _imported(
         return row
     try:
         if new.address in seen:
-            raise accounts.AccountError("address", "stands in a row before this one too")
+            raise logins.AccountError("address", "stands in a row before this one too")
         seen.add(new.address)
         if dry_run:
             accounts.check_new(**new.model_dump())
             row.outcome = "fine"
             return row
         account = _added(new)
-    except accounts.AccountError as error:
+    except logins.AccountError as error:
         row.errors = [{"field": error.field, "reason": error.reason}]
         return row
     row.outcome, row.account_id = "added", account.uuid
@@ -253,7 +253,7 @@ class NewAccountTest:
         send(resp, _login_test(host, found))
 
 
-def _login_test(host: str, found: accounts.Mailbox) -> schemas.LoginTest:
+def _login_test(host: str, found: logins.Mailbox) -> schemas.LoginTest:
     size = None
     if found.estimate:
         days = budgets.import_days(host, found.estimate.bytes)
@@ -274,7 +274,7 @@ class Discover:
         By known providers, DNS, the domain's autoconfig file and usual names; nothing is saved.
         """
         request: schemas.Discovery = req.context.json
-        place = accounts.discover(request.address)
+        place = logins.discover(request.address)
         preset = place.preset
         found = schemas.Place(
             host=place.host,
@@ -420,7 +420,7 @@ class AccountTest:
     def on_post(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
         """Log in with the stored credential and list the folders"""
         account = account_or_404(account_id)
-        send(resp, _login_test(account.host, accounts.test_login(account)))
+        send(resp, _login_test(account.host, logins.test_login(account)))
 
 
 class AccountPoll:

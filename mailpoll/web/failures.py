@@ -6,7 +6,7 @@ import falcon
 from peewee import fn
 from spectree import Response
 
-from .. import accounts, database, queues
+from .. import database, queues, replay
 from ..actors import process_message
 from ..models import (
     UNFINISHED,
@@ -97,7 +97,7 @@ class FailedRetry:
         asked: schemas.FailedRetry = req.context.json
         enqueued, more = 0, True
         while more and enqueued < MOST:
-            ids = accounts.replay_failed(asked.error, PAGE)
+            ids = replay.for_reason(asked.error, PAGE)
             queues.offer_all(process_message, ids)
             enqueued += len(ids)
             more = len(ids) == PAGE

@@ -10,7 +10,7 @@ import falcon
 from peewee import OP, SQL, Expression, NodeList, Tuple, fn
 from spectree import Response
 
-from .. import accounts, audit, database, holds, queues, runtime, signatures
+from .. import audit, database, holds, queues, replay, runtime, signatures
 from ..actors import process_message
 from ..blobs import StorageType
 from ..inside import files_of, look
@@ -427,7 +427,7 @@ class MessageRetry:
     def on_post(self, req: falcon.Request, resp: falcon.Response, message_id: int) -> None:
         """Process a failed message again"""
         message = message_or_404(message_id)
-        if not accounts.replay(message):
+        if not replay.one(message):
             raise falcon.HTTPConflict(description=f"the message is {message.status}, not failed")
         queues.offer(process_message, message.id)
         resp.status = falcon.HTTP_202

@@ -9,7 +9,7 @@ import redis
 import structlog
 
 from .. import database
-from ..accounts import AccountError, AccountExists, AccountGone
+from ..accounts import AccountExists, AccountGone
 from ..api_keys import KeyRefused, NameTaken
 from ..archives import Unreadable
 from ..archives.intake import AccountFull
@@ -18,6 +18,7 @@ from ..archives.writing import Damaged
 from ..blobs import BlobCorrupt, BlobMissing, StoreUnavailable
 from ..crypto import DataKeyError
 from ..holds import Held
+from ..logins import AccountError
 from ..webhooks import EndpointError
 
 log = structlog.get_logger()

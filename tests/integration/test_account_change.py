@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from mailpoll import accounts, runtime
+from mailpoll import accounts, logins, runtime
 from mailpoll.models import AccountState
 from mailpoll.settings import new_key
 from tests.integration.rows import account_row, change_accounts
@@ -114,7 +114,7 @@ def test_a_poll_with_the_old_password_does_not_stop_the_account(scripted: System
 def test_a_new_password_replaces_one_that_no_key_opens(embedded: System, address: str) -> None:
     # Given a credential that was encrypted with a key that is gone
     account = embedded.add_account(address)
-    lost = runtime.KeyRing([new_key()]).encrypt(PASSWORD, accounts.credential_context(account))
+    lost = runtime.KeyRing([new_key()]).encrypt(PASSWORD, logins.credential_context(account))
     change_accounts(credential=lost)
     # Then a test and a change of the host say which field to look at
     problem = embedded.post(f"{URL}/{account}/test", 422)

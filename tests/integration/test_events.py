@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mailpoll import accounts, database, events, runtime
+from mailpoll import database, events, replay, runtime
 from mailpoll.actors import process
 from mailpoll.actors.process import import_messages, process_message
 from mailpoll.models import EmailEvent, EmailFolder, EmailRawMessage, EventType
@@ -170,7 +170,7 @@ def test_a_failed_message_is_told_with_its_reason_and_new_only_after_a_replay(
     from mailpoll.blobs import NewBlob
 
     runtime.storage().put([NewBlob(row.storage_key, row.size, row.sha256, blob)])
-    assert accounts.replay(row)
+    assert replay.one(row)
     work()
     assert len(told("message.new")) == 1
 

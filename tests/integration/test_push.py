@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from imapclient import IMAPClient
 
-from mailpoll import accounts, database, watcher
+from mailpoll import database, logins, watcher
 from mailpoll.actors.poll import poll
 from mailpoll.actors.schedule import schedule_polls
 from mailpoll.models import EmailAccount
@@ -224,7 +224,7 @@ def test_news_that_come_while_the_account_is_being_polled_lead_to_another_poll(
             time.sleep(0.01)
             EmailAccount.expect_polls([account.id])
 
-        monkeypatch.setattr(accounts, "login_of", _telling(accounts.login_of, news))
+        monkeypatch.setattr(logins, "login_of", _telling(logins.login_of, news))
         poll(account.id, None)
         assert asked
         found = [entry for entry in entries(scripted, "poll") if entry.args[0] == account.id]

@@ -43,10 +43,10 @@ def test_a_login_cannot_hold_a_second_command(scripted: System, field: str, tail
 
 def server_with(server: ScriptedImap, tail: str):
     """An account whose stored password holds the end of a command."""
-    from mailpoll import accounts, database, runtime
+    from mailpoll import database, logins, runtime
 
     account = add(server)
-    sealed = runtime.keyring().encrypt("u" + tail, accounts.credential_context(account.uuid))
+    sealed = runtime.keyring().encrypt("u" + tail, logins.credential_context(account.uuid))
     with database.transaction():
         type(account).update(credential=sealed).where(type(account).id == account.id).execute()
     return account

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from mailpoll import accounts, database
+from mailpoll import database, logins
 from mailpoll.crypto import DecryptionError, KeyRing
 from mailpoll.models import EmailAccount
 from mailpoll.settings import new_key
@@ -61,5 +61,5 @@ def test_swapped_rows_fail_closed(embedded: System, address: str) -> None:
         EmailAccount.update(credential=one.credential).where(EmailAccount.id == two.id).execute()
     for row in (one, two):
         assert polled(row).last_error_kind == "credential_unreadable"
-        with pytest.raises(accounts.AccountError):
-            accounts.stored_login(account_row(row.uuid))
+        with pytest.raises(logins.AccountError):
+            logins.stored_login(account_row(row.uuid))
