@@ -10,7 +10,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -114,6 +114,15 @@ class IdField(peewee.BigAutoField):
 
 
 Row = TypeVar("Row", bound=peewee.Model)
+Value = TypeVar("Value")
+#: Values of a list in one statement.
+CHUNK = 500
+
+
+def chunks(values: Iterable[Value]) -> Iterator[list[Value]]:
+    """Values in lists that are short enough for one statement."""
+    found: Iterator[list[Value]] = peewee.chunked(values, CHUNK)
+    return found
 
 
 class Statement:

@@ -616,6 +616,11 @@ class EmailFolder(Table):
         table_name = "email_folders"
 
     @property
+    def window(self) -> tuple[int, int, int]:
+        """What UIDs of it mean: its id, UIDVALIDITY and generation."""
+        return self.id, self.uidvalidity, self.generation
+
+    @property
     def imported(self) -> bool:
         return self.low is not None and self.low <= 1
 

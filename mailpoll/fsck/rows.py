@@ -22,7 +22,7 @@ from ..models import (
     JobState,
     MessageStatus,
 )
-from ..sync.ledger import indexed
+from ..sync.flag_rows import indexed
 from .findings import Difference, Kind, Outcome, Repair
 
 #: Rows read at once.

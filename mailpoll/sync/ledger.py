@@ -5,12 +5,11 @@ process may die between any two lines here; the next poll goes on from the last 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import peewee
 import structlog
 from peewee import fn
 
@@ -26,12 +25,10 @@ from ..blobs import (
 )
 from ..imap import Fetched, Folder
 from ..models import (
-    UNSEEN,
     EmailAccount,
     EmailAccountDay,
     EmailEvent,
     EmailFetchFailure,
-    EmailFlag,
     EmailFolder,
     EmailHour,
     EmailLeftOut,
@@ -42,6 +39,7 @@ from ..models import (
     FetchVerdict,
 )
 from ..settings import Settings
+from . import flag_rows
 from .download import Batch, Body, Copy, Failure
 
 log = structlog.get_logger()
@@ -53,8 +51,6 @@ FETCH_ATTEMPTS = 3
 #: Seconds until an unfetched UID is tried again, doubled each time up to a day.
 FETCH_PAUSE = 60
 FETCH_PAUSE_MAX = 86_400
-#: UIDs in one statement.
-CHUNK = 500
 
 INSERT_MESSAGE = database.Statement("""
     INSERT INTO email_raw_messages (account_id, sha256, size, storage_type, storage_key,
@@ -79,25 +75,6 @@ PRESENT_BETWEEN = database.Statement("""
     WHERE folder_id = ? AND uidvalidity = ? AND generation = ? AND uid BETWEEN ? AND ?
         AND expunged_at IS NULL
     ORDER BY uid
-""")
-FLAGS = database.Statement("""
-    SELECT uid, id, message_id, flags, labels FROM email_locations
-    WHERE folder_id = ? AND uidvalidity = ? AND generation = ? AND uid IN []
-        AND expunged_at IS NULL
-""")
-SET_FLAGS = database.Statement("UPDATE email_locations SET flags = ?, labels = ? WHERE id = ?")
-#: A row of the index of flags, for a place by its UID.
-INSERT_FLAG = database.Statement("""
-    INSERT INTO email_flags (flag, account_id, location_id, folder_id, message_date, message_id)
-    SELECT ?, ?, id, folder_id, message_date, message_id FROM email_locations
-    WHERE folder_id = ? AND uidvalidity = ? AND generation = ? AND uid = ? AND flags IS NOT NULL
-    ON CONFLICT DO NOTHING
-""")
-UNINDEX = database.Statement("DELETE FROM email_flags WHERE location_id IN []")
-#: The flags that messages had at their places, first seen first.
-FLAGS_BEFORE = database.Statement("""
-    SELECT message_id, flags, labels FROM email_locations
-    WHERE message_id IN [] AND flags IS NOT NULL ORDER BY seen_at, id
 """)
 #: Where messages lie and lay: whether still, as far as the folder's present window says.
 PLACES = database.Statement("""
@@ -210,7 +187,7 @@ class Ledger:
                 for row in changed:
                     gone_at = None if wire(row) in present else database.now()
                     _update(row, {"gone_at": gone_at, "modseq": None, "flags_cursor": None})
-                    _forget_flags(row, row.uidvalidity, row.generation)
+                    flag_rows.forget(row, row.uidvalidity, row.generation)
                 if new:
                     found = self._listed_rows()
                     rows |= {name: row for name, row in found.items() if name not in rows}
@@ -231,8 +208,8 @@ class Ledger:
             }
             for folder in new
         ]
-        for start in range(0, len(rows), CHUNK):
-            EmailFolder.insert_many(rows[start : start + CHUNK]).execute()
+        for chunk in database.chunks(rows):
+            EmailFolder.insert_many(chunk).execute()
 
     def save(self, folder: EmailFolder, **values: object) -> None:
         """Write what changed of a folder, under the fence.
@@ -284,7 +261,7 @@ class Ledger:
             self.account.fence(LEASE)
             for table in (EmailFetchFailure, EmailLeftOut):
                 table.delete().where(table.folder == folder.id).execute()
-            _forget_flags(folder, uidvalidity, generation)
+            flag_rows.forget(folder, uidvalidity, generation)
             return _counters(folder, uidvalidity, generation)
 
     # Verdicts
@@ -292,7 +269,7 @@ class Ledger:
     def verdicts(self, folder: EmailFolder, first: int, last: int) -> set[int]:
         """The UIDs from ``first`` to ``last`` of which something is written down already."""
         with database.connected():
-            span = (*_generation(folder), first, last)
+            span = (*folder.window, first, last)
             known = {uid for (uid,) in VERDICTS.run(*span, *span).fetchall()}
             for low, high in _runs(folder, first, last):
                 known.update(range(max(low, first), min(high, last) + 1))
@@ -368,7 +345,7 @@ class Ledger:
             return set()
         sizes: dict[str, int] = {}
         with database.connected():
-            for chunk in peewee.chunked(names, CHUNK):
+            for chunk in database.chunks(names):
                 sizes |= dict(BURIED_NAMES.run(self.account.id, list(chunk)).fetchall())
         return {
             one.uid
@@ -460,12 +437,12 @@ class Ledger:
         seen_at = database.timestamp(database.now())
         rows = [
             (
-                *_generation(folder),
+                *folder.window,
                 body.uid,
                 body.told_size,
                 body.told_date and database.timestamp(body.told_date),
                 seen_at,
-                *_flags_json(body.flags, body.labels),
+                *flag_rows.as_json(body.flags, body.labels),
                 ids[body.sha256],
             )
             for body in bodies
@@ -474,9 +451,9 @@ class Ledger:
         for message_id in new:
             told.pop(message_id, None)
         self._tell_located(folder, set(told))
-        self._tell_flags(folder, told)
+        flag_rows.tell(self.account.id, folder, told)
         self._insert_places(folder, rows, sum(body.size for body in bodies))
-        self._index_flags(folder, {body.uid: body.flags for body in bodies})
+        flag_rows.index(self.account.id, folder, {body.uid: body.flags for body in bodies})
 
     def _tell_located(self, folder: EmailFolder, message_ids: Set[int]) -> None:
         """Announce that stored messages lie in this folder too, before the places are written.
@@ -502,13 +479,13 @@ class Ledger:
     def present(self, folder: EmailFolder, uid: int, limit: int) -> list[int]:
         """The highest UIDs of known messages up to one, ascending."""
         with database.connected():
-            rows = PRESENT.run(*_generation(folder), uid, limit).fetchall()
+            rows = PRESENT.run(*folder.window, uid, limit).fetchall()
         return [uid for (uid,) in reversed(rows)]
 
     def present_between(self, folder: EmailFolder, first: int, last: int) -> list[int]:
         """The UIDs of known messages in a range, ascending."""
         with database.connected():
-            rows = PRESENT_BETWEEN.run(*_generation(folder), first, last).fetchall()
+            rows = PRESENT_BETWEEN.run(*folder.window, first, last).fetchall()
         return [uid for (uid,) in rows]
 
     def note_flags(self, folder: EmailFolder, entries: Mapping[int, Fetched]) -> None:
@@ -517,65 +494,14 @@ class Ledger:
         What is seen for the first time is no change, and announced by nobody.
         """
         told = {uid: one for uid, one in entries.items() if one.flags is not None}
-        for chunk in _chunks(sorted(told)):
+        for chunk in database.chunks(sorted(told)):
             with database.connected():
-                rows = FLAGS.run(*_generation(folder), list(chunk)).fetchall()
-            known = (_Flagged.of(row) for row in rows)
-            changed = [one for one in known if one.differs(told[one.uid])]
+                changed = flag_rows.differing(folder, {uid: told[uid] for uid in chunk})
             if changed:
                 with database.transaction(durable=False):
                     self.account.fence(LEASE)
-                    self._change_flags(folder, changed, told)
+                    flag_rows.change(self.account.id, folder, changed, told)
                 self._renewed = time.monotonic()
-
-    def _change_flags(
-        self, folder: EmailFolder, changed: Sequence["_Flagged"], told: Mapping[int, Fetched]
-    ) -> None:
-        now = [(one, told[one.uid].flags or (), told[one.uid].labels) for one in changed]
-        SET_FLAGS.run_many(
-            [
-                (*_flags_json(flags, one.labels if labels is None else labels), one.id)
-                for one, flags, labels in now
-            ]
-        )
-        UNINDEX.run([one.id for one in changed])
-        self._index_flags(folder, {one.uid: flags for one, flags, _ in now})
-        EmailEvent.add_many(
-            [
-                (
-                    EventType.MESSAGE_FLAGS,
-                    self.account.id,
-                    one.message_id,
-                    _difference(folder, one.flags, flags, one.labels, labels),
-                )
-                for one, flags, labels in now
-                if one.flags is not None
-            ]
-        )
-
-    def _tell_flags(self, folder: EmailFolder, told: Mapping[int, "_Told"]) -> None:
-        """Announce flags of known messages that are others at a new place, before it is written."""
-        wanted = [message_id for message_id, (flags, _) in told.items() if flags is not None]
-        for chunk in _chunks(wanted):
-            before = {row[0]: row[1:] for row in FLAGS_BEFORE.run(list(chunk)).fetchall()}
-            for message_id, (flags, labels) in before.items():
-                old, new = _from_json(flags) or (), told[message_id][0] or ()
-                if set(old) != set(new):
-                    pair = (_from_json(labels), told[message_id][1])
-                    data = _difference(folder, old, new, *pair)
-                    EmailEvent.add(EventType.MESSAGE_FLAGS, self.account.id, message_id, data)
-
-    def _index_flags(
-        self, folder: EmailFolder, flags: Mapping[int, tuple[str, ...] | None]
-    ) -> None:
-        INSERT_FLAG.run_many(
-            [
-                (flag, self.account.id, *_generation(folder), uid)
-                for uid, told in flags.items()
-                if told is not None
-                for flag in indexed(told)
-            ]
-        )
 
     def stored_as(self, email_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Contents that are stored by the server's name for them: to (message id, size).
@@ -585,12 +511,12 @@ class Ledger:
         table = EmailRawMessage
         found: dict[str, tuple[int, int]] = {}
         with database.connected():
-            for start in range(0, len(email_ids), CHUNK):
+            for chunk in database.chunks(email_ids):
                 query = (
                     table.select(table.email_id, fn.MIN(table.id), fn.MIN(table.size))
                     .where(
                         table.account == self.account,
-                        table.email_id.in_(email_ids[start : start + CHUNK]),
+                        table.email_id.in_(chunk),
                     )
                     .group_by(table.email_id)
                     .having(fn.COUNT(table.id) == 1)
@@ -603,10 +529,10 @@ class Ledger:
         table = EmailRawMessage
         found: dict[int, list[EmailRawMessage]] = {}
         with database.connected():
-            for start in range(0, len(sizes), CHUNK):
+            for chunk in database.chunks(sizes):
                 query = table.select(
                     table.id, table.size, table.storage_key, table.storage_type
-                ).where(table.account == self.account, table.size.in_(sizes[start : start + CHUNK]))
+                ).where(table.account == self.account, table.size.in_(chunk))
                 for row in query:
                     found.setdefault(row.size, []).append(row)
         return found
@@ -626,21 +552,23 @@ class Ledger:
         seen_at = database.timestamp(database.now())
         rows = [
             (
-                *_generation(folder),
+                *folder.window,
                 copy.entry.uid,
                 copy.entry.size,
                 copy.entry.internal_date and database.timestamp(copy.entry.internal_date),
                 seen_at,
-                *_flags_json(copy.entry.flags, copy.entry.labels),
+                *flag_rows.as_json(copy.entry.flags, copy.entry.labels),
                 copy.message_id,
             )
             for copy in copies
         ]
         told = {copy.message_id: (copy.entry.flags, copy.entry.labels) for copy in copies}
         self._tell_located(folder, set(told))
-        self._tell_flags(folder, told)
+        flag_rows.tell(self.account.id, folder, told)
         self._insert_places(folder, rows, sum(copy.size for copy in copies))
-        self._index_flags(folder, {copy.entry.uid or 0: copy.entry.flags for copy in copies})
+        flag_rows.index(
+            self.account.id, folder, {copy.entry.uid or 0: copy.entry.flags for copy in copies}
+        )
 
     def _record_failures(self, folder: EmailFolder, failures: Sequence[Failure]) -> None:
         table = EmailFetchFailure
@@ -675,8 +603,8 @@ class Ledger:
     def _forget_failures(self, folder: EmailFolder, batch: Batch) -> None:
         uids = [body.uid for body in batch.bodies] + [copy.entry.uid or 0 for copy in batch.copies]
         uids += batch.left_out
-        for chunk in _chunks(uids):
-            FORGET_FAILURES.run(*_generation(folder), list(chunk))
+        for chunk in database.chunks(uids):
+            FORGET_FAILURES.run(*folder.window, list(chunk))
 
     # What the server's whole list says
 
@@ -696,9 +624,9 @@ class Ledger:
         moment = database.now()
         with database.transaction():
             self.account.fence(LEASE)
-            for chunk in _chunks(absent):
+            for chunk in database.chunks(absent):
                 self._mark(folder, chunk, moment, FetchVerdict.GONE)
-            for chunk in _chunks(returned):
+            for chunk in database.chunks(returned):
                 self._mark(folder, chunk, None, FetchVerdict.WAITING)
             if left_out is not None:
                 EmailLeftOut.delete().where(_of(EmailLeftOut, folder)).execute()
@@ -722,9 +650,9 @@ class Ledger:
         messages = {row[0] for row in rows}
         if expunged_at is None:
             self._tell_located(folder, messages)
-            self._index_flags(folder, {uid: flags for _, _, uid, flags in rows})
+            flag_rows.index(self.account.id, folder, {uid: flags for _, _, uid, flags in rows})
         else:
-            UNINDEX.run([row_id for _, row_id, _, flags in rows if flags is not None])
+            flag_rows.unindex([row_id for _, row_id, _, flags in rows if flags is not None])
         changed = place.update(expunged_at=expunged_at).where(marked).execute()
         if expunged_at is not None:
             self._tell_expunged(folder, messages)
@@ -737,7 +665,7 @@ class Ledger:
     def _tell_expunged(self, folder: EmailFolder, message_ids: Set[int]) -> None:
         """Announce that messages lie in this folder no longer; moved, if they came up elsewhere."""
         # There may be another copy in the folder.
-        present = _here(PRESENT_HERE, message_ids, *_generation(folder))
+        present = _here(PRESENT_HERE, message_ids, *folder.window)
         for message_id, places in _places(message_ids - present).items():
             here = [place for place in places if place.folder_id == folder.id]
             later = [p for p in places if p.present and p.seen_at >= here[0].seen_at]
@@ -749,83 +677,6 @@ class Ledger:
                     {"folder": later[-1].folder, "from": folder.name},
                 )
             EmailEvent.add(kind, self.account.id, message_id, data)
-
-
-#: The flags and labels that a server told; ``None``: it told none.
-_Told = tuple[tuple[str, ...] | None, tuple[str, ...] | None]
-
-
-class _Flagged(NamedTuple):
-    """A place, and the flags that it had when they were last looked at."""
-
-    uid: int
-    id: int
-    message_id: int
-    flags: tuple[str, ...] | None
-    labels: tuple[str, ...] | None
-
-    @classmethod
-    def of(cls, row: Any) -> "_Flagged":
-        uid, row_id, message_id, flags, labels = row
-        return cls(uid, row_id, message_id, _from_json(flags), _from_json(labels))
-
-    def differs(self, told: Fetched) -> bool:
-        labels = told.labels is not None and told.labels != self.labels
-        return told.flags != self.flags or labels
-
-
-def indexed(flags: Sequence[str]) -> set[str]:
-    """What finds a place with these flags."""
-    found = {flag.lower() for flag in flags}
-    return found if "\\seen" in found else found | {UNSEEN}
-
-
-def _from_json(value: Any) -> tuple[str, ...] | None:
-    loaded = EmailLocation.flags.python_value(value)
-    return None if loaded is None else tuple(loaded)
-
-
-def _flags_json(
-    flags: tuple[str, ...] | None, labels: tuple[str, ...] | None
-) -> tuple[str | None, str | None]:
-    flags_json, labels_json = (
-        None if one is None else database.json(one) for one in (flags, labels)
-    )
-    return flags_json, labels_json
-
-
-def _difference(
-    folder: EmailFolder,
-    old: tuple[str, ...] | None,
-    new: tuple[str, ...],
-    old_labels: tuple[str, ...] | None,
-    new_labels: tuple[str, ...] | None,
-) -> dict[str, Any]:
-    """What an event tells of changed flags, and of labels where there are any."""
-    was = set(old or ())
-    data = {
-        "folder": folder.name,
-        "flags": list(new),
-        "added": [flag for flag in new if flag not in was],
-        "removed": sorted(was.difference(new)),
-    }
-    if new_labels is not None:
-        before = set(old_labels or ())
-        data["labels_added"] = [label for label in new_labels if label not in before]
-        data["labels_removed"] = sorted(before.difference(new_labels))
-    return data
-
-
-def _forget_flags(folder: EmailFolder, uidvalidity: int | None, generation: int) -> None:
-    """Let no message be found by flags of a folder, and those of a window be as if never seen."""
-    if not EmailFlag.delete().where(EmailFlag.folder == folder.id).execute():
-        return
-    place = EmailLocation
-    place.update(flags=None, labels=None).where(
-        place.folder == folder.id,
-        place.uidvalidity == uidvalidity,
-        place.generation == generation,
-    ).execute()
 
 
 class _Place(NamedTuple):
@@ -841,7 +692,7 @@ def _here(statement: database.Statement, message_ids: Set[int], *place: int) -> 
     """Those of some messages that ``statement`` finds in a folder."""
     return {
         message_id
-        for chunk in _chunks(sorted(message_ids))
+        for chunk in database.chunks(sorted(message_ids))
         for (message_id,) in statement.run(*place, list(chunk)).fetchall()
     }
 
@@ -849,7 +700,7 @@ def _here(statement: database.Statement, message_ids: Set[int], *place: int) -> 
 def _places(message_ids: Set[int]) -> dict[int, list[_Place]]:
     """The places of stored messages, first seen first."""
     found: dict[int, list[_Place]] = {message_id: [] for message_id in sorted(message_ids)}
-    for chunk in _chunks(list(found)):
+    for chunk in database.chunks(list(found)):
         for message_id, *place in PLACES.run(list(chunk)).fetchall():
             found[message_id].append(_Place(*place))
     return found
@@ -902,10 +753,6 @@ def _discard(body: Body) -> None:
         body.source.unlink(missing_ok=True)
 
 
-def _generation(folder: EmailFolder) -> tuple[int, int, int]:
-    return folder.id, folder.uidvalidity, folder.generation
-
-
 def _counters(folder: EmailFolder, uidvalidity: int, generation: int) -> dict[str, int]:
     """A folder's counters, counted from its places."""
     place = EmailLocation
@@ -936,7 +783,7 @@ def _of(table: Any, folder: EmailFolder) -> Any:
 
 def _runs(folder: EmailFolder, first: int, last: int) -> list[tuple[int, int]]:
     """The runs of UIDs left out that touch a range."""
-    return RUNS.run(*_generation(folder), last, first).fetchall()
+    return RUNS.run(*folder.window, last, first).fetchall()
 
 
 def leave_out(folder: EmailFolder, uids: Sequence[int]) -> None:
@@ -948,7 +795,7 @@ def leave_out(folder: EmailFolder, uids: Sequence[int]) -> None:
         else:
             runs.append([uid, uid])
     if runs:
-        INSERT_LEFT_OUT.run_many([(*_generation(folder), low, high) for low, high in runs])
+        INSERT_LEFT_OUT.run_many([(*folder.window, low, high) for low, high in runs])
 
 
 def _update(folder: EmailFolder, values: dict[str, Any]) -> None:
@@ -961,8 +808,3 @@ def _update(folder: EmailFolder, values: dict[str, Any]) -> None:
 
 def _next_attempt(moment: datetime, attempts: int) -> datetime:
     return moment + timedelta(seconds=min(FETCH_PAUSE * 2 ** min(attempts, 20), FETCH_PAUSE_MAX))
-
-
-def _chunks(uids: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(uids), CHUNK):
-        yield uids[start : start + CHUNK]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from mailpoll.imap import flags, responses
 from mailpoll.imap.errors import ImapError
 from mailpoll.imap.flags import LONGEST, MOST
+from mailpoll.sync.flag_rows import indexed
 from mailpoll.sync.flags import _pieces, _within
-from mailpoll.sync.ledger import indexed
 
 
 def told(text: bytes) -> responses.Fetched:
