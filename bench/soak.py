@@ -257,6 +257,7 @@ def measure(backing: str, accounts: int, rate: float, minutes: float) -> dict[st
         figures = observe(mailboxes, mail, servers, usage, minutes)
         mail.stopped.set()
         sender.join()
+        print(json.dumps({backing: brief(figures)}, indent=1), flush=True)  # an hour's work
         return figures | verdict(mailboxes, mail, environ, directory)
 
 
@@ -348,6 +349,12 @@ def figures_of(
     }
 
 
+def brief(figures: dict[str, Any]) -> dict[str, Any]:
+    """Without the samples that pictures are made of."""
+    samples = ("figures", "memory", "moments")
+    return {key: value for key, value in figures.items() if key not in samples}
+
+
 def memory(samples: Samples) -> dict[str, list[float | None]]:
     """Megabytes of the largest process of each role at each moment."""
     found: dict[str, dict[float, float]] = {}
@@ -394,7 +401,8 @@ def verdict(
             return not accounts.select().exists()
 
     start = time.monotonic()
-    wait_until(gone, 1)
+    with suppress(SystemExit):  # what is left is told
+        wait_until(gone, 1)
     seconds = time.monotonic() - start
     with database.connected():
         left = int(table.select().count())
@@ -483,15 +491,7 @@ def main() -> None:
     result = document(found, options.minutes)
     for table in result.tables:
         print(table.markdown())
-    brief = {
-        name: {
-            key: value
-            for key, value in figures.items()
-            if key not in ("figures", "memory", "moments")
-        }
-        for name, figures in found.items()
-    }
-    print(json.dumps(brief, indent=1))
+    print(json.dumps({name: brief(figures) for name, figures in found.items()}, indent=1))
     if options.json:
         result.save(DIRECTORY / "soak.json")
 
