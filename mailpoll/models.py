@@ -616,7 +616,7 @@ class EmailFolder(Table):
         table_name = "email_folders"
 
     @property
-    def window(self) -> tuple[int, int, int]:
+    def numbering(self) -> tuple[int, int, int]:
         """What UIDs of it mean: its id, UIDVALIDITY and generation."""
         return self.id, self.uidvalidity, self.generation
 

@@ -150,7 +150,7 @@ def index(
     """Let messages be found by the flags at their places, which are given by UID."""
     INSERT_FLAG.run_many(
         [
-            (flag, account_id, *folder.window, uid)
+            (flag, account_id, *folder.numbering, uid)
             for uid, told in flags.items()
             if told is not None
             for flag in indexed(told)
@@ -160,7 +160,7 @@ def index(
 
 def differing(folder: EmailFolder, told: Mapping[int, Fetched]) -> list[Flagged]:
     """The places under these UIDs whose flags are known as others than the server tells."""
-    rows = FLAGS.run(*folder.window, list(told)).fetchall()
+    rows = FLAGS.run(*folder.numbering, list(told)).fetchall()
     return [one for one in map(Flagged.of, rows) if one.differs(told[one.uid])]
 
 

@@ -269,7 +269,7 @@ class Ledger:
     def verdicts(self, folder: EmailFolder, first: int, last: int) -> set[int]:
         """The UIDs from ``first`` to ``last`` of which something is written down already."""
         with database.connected():
-            span = (*folder.window, first, last)
+            span = (*folder.numbering, first, last)
             known = {uid for (uid,) in VERDICTS.run(*span, *span).fetchall()}
             for low, high in _runs(folder, first, last):
                 known.update(range(max(low, first), min(high, last) + 1))
@@ -437,7 +437,7 @@ class Ledger:
         seen_at = database.timestamp(database.now())
         rows = [
             (
-                *folder.window,
+                *folder.numbering,
                 body.uid,
                 body.told_size,
                 body.told_date and database.timestamp(body.told_date),
@@ -479,13 +479,13 @@ class Ledger:
     def present(self, folder: EmailFolder, uid: int, limit: int) -> list[int]:
         """The highest UIDs of known messages up to one, ascending."""
         with database.connected():
-            rows = PRESENT.run(*folder.window, uid, limit).fetchall()
+            rows = PRESENT.run(*folder.numbering, uid, limit).fetchall()
         return [uid for (uid,) in reversed(rows)]
 
     def present_between(self, folder: EmailFolder, first: int, last: int) -> list[int]:
         """The UIDs of known messages in a range, ascending."""
         with database.connected():
-            rows = PRESENT_BETWEEN.run(*folder.window, first, last).fetchall()
+            rows = PRESENT_BETWEEN.run(*folder.numbering, first, last).fetchall()
         return [uid for (uid,) in rows]
 
     def note_flags(self, folder: EmailFolder, entries: Mapping[int, Fetched]) -> None:
@@ -552,7 +552,7 @@ class Ledger:
         seen_at = database.timestamp(database.now())
         rows = [
             (
-                *folder.window,
+                *folder.numbering,
                 copy.entry.uid,
                 copy.entry.size,
                 copy.entry.internal_date and database.timestamp(copy.entry.internal_date),
@@ -604,7 +604,7 @@ class Ledger:
         uids = [body.uid for body in batch.bodies] + [copy.entry.uid or 0 for copy in batch.copies]
         uids += batch.left_out
         for chunk in database.chunks(uids):
-            FORGET_FAILURES.run(*folder.window, list(chunk))
+            FORGET_FAILURES.run(*folder.numbering, list(chunk))
 
     # What the server's whole list says
 
@@ -665,7 +665,7 @@ class Ledger:
     def _tell_expunged(self, folder: EmailFolder, message_ids: Set[int]) -> None:
         """Announce that messages lie in this folder no longer; moved, if they came up elsewhere."""
         # There may be another copy in the folder.
-        present = _here(PRESENT_HERE, message_ids, *folder.window)
+        present = _here(PRESENT_HERE, message_ids, *folder.numbering)
         for message_id, places in _places(message_ids - present).items():
             here = [place for place in places if place.folder_id == folder.id]
             later = [p for p in places if p.present and p.seen_at >= here[0].seen_at]
@@ -783,7 +783,7 @@ def _of(table: Any, folder: EmailFolder) -> Any:
 
 def _runs(folder: EmailFolder, first: int, last: int) -> list[tuple[int, int]]:
     """The runs of UIDs left out that touch a range."""
-    return RUNS.run(*folder.window, last, first).fetchall()
+    return RUNS.run(*folder.numbering, last, first).fetchall()
 
 
 def leave_out(folder: EmailFolder, uids: Sequence[int]) -> None:
@@ -795,7 +795,7 @@ def leave_out(folder: EmailFolder, uids: Sequence[int]) -> None:
         else:
             runs.append([uid, uid])
     if runs:
-        INSERT_LEFT_OUT.run_many([(*folder.window, low, high) for low, high in runs])
+        INSERT_LEFT_OUT.run_many([(*folder.numbering, low, high) for low, high in runs])
 
 
 def _update(folder: EmailFolder, values: dict[str, Any]) -> None:
