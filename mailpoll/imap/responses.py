@@ -230,7 +230,7 @@ def vanished(words: list[Any]) -> list[tuple[int, int]]:
 
 
 def unclosed(pieces: Sequence[bytes | Literal]) -> bool:
-    """Whether a parenthesis is still open: the response goes on."""
+    """Whether a parenthesis is still open: the response goes on, unless it is refused anyway."""
     depth = 0
     for piece in pieces:
         if isinstance(piece, bytes):
@@ -238,6 +238,8 @@ def unclosed(pieces: Sequence[bytes | Literal]) -> bool:
                 group = match.lastindex
                 if group == OPEN:
                     depth += 1
+                    if depth > DEPTH_LIMIT:
+                        return False
                 elif group == CLOSE:
                     depth -= 1
     return depth > 0
