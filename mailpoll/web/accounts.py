@@ -11,7 +11,7 @@ from peewee import SQL, Tuple
 from pydantic import ValidationError
 from spectree import Response
 
-from .. import accounts, budgets, database, holds, logins, queues, receipts, stats
+from .. import accounts, budgets, database, holds, logins, policy, queues, receipts, stats
 from ..actors import delete_account, poll_account
 from ..models import AccountState, EmailAccount, EmailHold, EmailJob, JobState, Scope
 from . import paging, problems, schemas
@@ -35,13 +35,14 @@ def account_or_404(uuid: UUID) -> EmailAccount:
 
 def show(account: EmailAccount, held: Mapping[int, EmailHold] | None = None) -> schemas.Account:
     """An account with its hold, which is one of ``held`` if that is given."""
-    made = ("id", "hold")
+    made = ("id", "hold", "kept")
     fields = {n: getattr(account, n) for n in schemas.Account.model_fields if n not in made}
     if account.state != AccountState.ACTIVE:
         fields["next_poll_at"] = None
     hold = (holds.of_accounts([account.id]) if held is None else held).get(account.id)
     shown = hold and show_hold(hold, account.uuid)
-    return schemas.Account(id=account.uuid, hold=shown, **fields)
+    kept = schemas.Kept(**asdict(policy.of(account)))
+    return schemas.Account(id=account.uuid, hold=shown, kept=kept, **fields)
 
 
 def show_hold(hold: EmailHold, account_uuid: str) -> schemas.Hold:

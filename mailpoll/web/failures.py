@@ -18,7 +18,7 @@ from ..models import (
 )
 from . import paging, schemas
 from .documents import MESSAGES, route, send
-from .messages import SUMMARY, UNFINISHED_STATUSES, summary
+from .messages import SUMMARY, UNFINISHED_STATUSES, marks_of, summary
 
 #: Reasons that are listed.
 REASONS = 100
@@ -52,8 +52,11 @@ class AllMessages:
             found = list(rows.order_by(table.id.desc()).limit(query.limit + 1))
         items = found[: query.limit]
         following = paging.encode(items[-1].id) if len(found) > query.limit else None
+        marks = marks_of(items)
         page = [
-            schemas.ListedMessage(**summary(row, row.account.uuid), address=row.account.address)
+            schemas.ListedMessage(
+                **summary(row, row.account.uuid, marks), address=row.account.address
+            )
             for row in items
         ]
         send(resp, schemas.AllMessagesPage(items=page, next=following))

@@ -79,10 +79,44 @@ def message_or_404(message_id: int) -> EmailRawMessage:
     return message  # type: ignore[no-any-return]
 
 
-def summary(message: EmailRawMessage, account_uuid: str) -> dict[str, Any]:
+Marks = dict[str, list[str]]
+
+
+def marks_of(messages: Sequence[EmailRawMessage]) -> dict[int, Marks]:
+    """Flags and labels of all places where messages lie now, by the message's id.
+
+    A message that lies nowhere, or whose account does not follow flags, has none.
+    """
+    place, account = EmailLocation, EmailAccount
+    rows = (
+        place.select(place.message, place.flags, place.labels)
+        .join(EmailFolder)
+        .join(account)
+        .where(
+            place.message.in_([message.id for message in messages]),
+            place.expunged_at.is_null(),
+            place.flags.is_null(False),
+            account.sync_flags,
+        )
+        .order_by(place.id)
+    )
+    found: dict[int, Marks] = {}
+    with database.connected():
+        for message_id, *marks in rows.tuples():
+            known = found.setdefault(message_id, {"flags": [], "labels": []})
+            for name, values in zip(known, marks, strict=True):
+                known[name] = list(dict.fromkeys([*known[name], *(values or [])]))
+    return found
+
+
+def summary(message: EmailRawMessage, account_uuid: str, marks: dict[int, Marks]) -> dict[str, Any]:
+    """The fields of ``schemas.MessageSummary``; ``marks``: what ``marks_of`` has found."""
     return {
         "account_id": account_uuid,
         "from_": message.from_addresses or [],
+        "flags": None,
+        "labels": None,
+        **marks.get(message.id, {}),
         **{
             column.name: getattr(message, column.name)
             for column in SUMMARY
@@ -107,7 +141,7 @@ def _whole(
         )
     hold = holds.of_message(message.id)
     return schemas.Message(
-        **summary(message, message.account.uuid),
+        **summary(message, message.account.uuid, marks_of([message])),
         **_extras(message, attachments),
         dkim=None if signed is None else [schemas.DkimSignature(**asdict(one)) for one in signed],
         to=message.to_addresses or [],
@@ -212,7 +246,8 @@ class MessageList:
         following = None
         if len(found) > query.limit:
             following = paging.encode(items[-1].internal_date, items[-1].id)
-        page = [schemas.MessageSummary(**summary(row, account.uuid)) for row in items]
+        marks = marks_of(items)
+        page = [schemas.MessageSummary(**summary(row, account.uuid, marks)) for row in items]
         send(resp, schemas.MessagePage(items=page, next=following))
 
 

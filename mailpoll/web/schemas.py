@@ -202,6 +202,13 @@ class Hold(BaseModel):
     held_at: datetime
 
 
+class Kept(BaseModel):
+    """Days after which mail is deleted, as the account says or else as configured; 0 is never."""
+
+    days: int
+    expunged_days: int
+
+
 class AccountFigures(BaseModel):
     """Since ever, and ``days``: messages of the latest 30 days (UTC), today last."""
 
@@ -234,6 +241,7 @@ class Account(BaseModel):
     sync_flags: bool
     retention_days: int | None
     retention_expunged_days: int | None
+    kept: Kept
     hold: Hold | None = Field(description="A legal hold: nothing is deleted")
     state: str
     created_at: datetime
@@ -441,6 +449,10 @@ class MessageSummary(BaseModel):
     attachment_count: int
     thread_id: int | None = Field(description="The conversation; null until it is processed")
     preview: str | None = Field(description="The first words of its own text, on one line")
+    flags: list[str] | None = Field(
+        description="Flags and keywords of all places where it lies; null where not followed"
+    )
+    labels: list[str] | None = Field(description="Gmail's labels, in the same way")
     error: str | None
 
     model_config = ConfigDict(populate_by_name=True)

@@ -15,7 +15,7 @@ from ..settings import settings
 from . import paging, problems, schemas
 from .accounts import account_or_404
 from .documents import SEARCH, route, send
-from .messages import SUMMARY, summary
+from .messages import SUMMARY, marks_of, summary
 
 #: Messages of a thread that are counted for a list.
 COUNTED = 1_000
@@ -62,10 +62,11 @@ def hits(query: search.Query, found: Sequence[search.Hit]) -> list[schemas.Searc
             )
         )
         rows = {row.id: row for row in query_rows}
+    marks = marks_of(list(rows.values()))
     excerpts = search.Excerpts(query.needles(), settings().search_text)
     return [
         schemas.SearchHit(
-            **summary(rows[hit.message_id], rows[hit.message_id].account.uuid),
+            **summary(rows[hit.message_id], rows[hit.message_id].account.uuid, marks),
             score=hit.score,
             subject_pieces=_pieces(excerpts.whole(rows[hit.message_id].subject or "", "s_")),
             excerpt=_pieces(excerpts.best(rows[hit.message_id].text_body or "")),
@@ -102,7 +103,8 @@ class ThreadItem:
         following = None
         if len(found) > query.limit:
             following = paging.encode(items[-1].internal_date, items[-1].id)
-        page = [schemas.MessageSummary(**summary(row, uuid)) for row in items]
+        marks = marks_of(items)
+        page = [schemas.MessageSummary(**summary(row, uuid, marks)) for row in items]
         send(resp, schemas.Thread(id=number, account_id=uuid, items=page, next=following))
 
 
@@ -144,12 +146,13 @@ class ThreadList:
         following = None
         if len(found) > query.limit:
             following = paging.encode(items[-1].internal_date, items[-1].id)
+        marks = marks_of(items)
         page = [
             schemas.ThreadSummary(
                 id=row.thread_id,
                 account_id=account.uuid,
                 messages=counts[row.thread_id],
-                newest=schemas.MessageSummary(**summary(row, account.uuid)),
+                newest=schemas.MessageSummary(**summary(row, account.uuid, marks)),
             )
             for row in items
         ]

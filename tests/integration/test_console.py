@@ -466,13 +466,14 @@ def test_how_long_mail_is_kept_is_changed_and_left_to_the_installation_again(
     assert changed["sync_flags"] is True
     page = browser.get(f"/accounts/{account}")
     assert "365 days after its arrival" in page
-    assert "for ever" in page
+    assert "for ever" in page and "as for all accounts" not in page
     refused = browser.post(f"/accounts/{account}/edit", 422, **form, retention_days="soon")
     assert "aria-invalid" in refused.text
     # What was emptied does not come back with a refusal of something else
     refused = browser.post(f"/accounts/{account}/edit", 422, **form | {"port": "soon"})
     assert 'value="365"' not in refused.text
     browser.post(f"/accounts/{account}/edit", **form)
+    assert "as for all accounts" in browser.get(f"/accounts/{account}")
     again = system.get(path)
     assert (again["retention_days"], again["retention_expunged_days"]) == (None, None)
 
@@ -531,7 +532,8 @@ def test_flags_are_shown_and_asked_for_where_they_are_followed(
     with client(system, address) as session:
         session.add_flags(session.search(), [b"\\Flagged", b"urgent"])
     system.poll_and_process(account)
-    assert "unread, flagged, urgent" in browser.get(f"/messages/{one['id']}")
+    for path in (f"/messages/{one['id']}", f"/messages?account={account}", "/messages"):
+        assert "unread, flagged, urgent" in browser.get(path)
     for mark, there in (("unread", True), ("flagged", True), ("answered", False)):
         listed = get(browser, "/messages", account=account, mark=mark)
         assert (f"/messages/{one['id']}" in listed) is there, mark

@@ -243,6 +243,9 @@ def test_lists_are_filtered_by_flags(system: System, address: str) -> None:
     assert found(flag="\\Seen", folder="INBOX") == ["1", "2", "3", "4", "5"]
     assert found(unseen="true", folder="Other") == ["elsewhere"]
     assert found(flag="nothing") == []
+    shown = {one["subject"]: one["flags"] for one in system.messages(account)}
+    assert shown["number 5"] == ["\\Seen", "Project"]
+    assert (shown["number 6"], shown["number 7"]) == (["Project"], [])
     assert found(flag="project", status="failed") == []
     assert found(flag="project", status="processed") == ["4", "5", "6"]
     pages, cursor = [], {}

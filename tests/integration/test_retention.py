@@ -211,7 +211,9 @@ def test_the_installation_has_a_default_and_an_account_its_own(
     retained()
     assert len(subjects()) == 5
     keep(mixed, system, retention_days=None)
-    assert system.get(f"{URL}/{mixed}")["retention_days"] is None
+    shown = system.get(f"{URL}/{mixed}")
+    assert shown["retention_days"] is None
+    assert shown["kept"] == {"days": 45, "expunged_days": 0}
     retained()
     assert subjects() == ["0 days", "10 days", "40 days"]
 

@@ -146,15 +146,15 @@ def people(found: list[dict[str, str]], limit: int = 3) -> str:
     return ", ".join(names) + (" …" if len(found) > limit else "")
 
 
-def marks(location: dict[str, Any]) -> str:
-    """A message's flags, keywords and labels in a folder, in words; none where not followed."""
-    if location["flags"] is None:
+def marks(shown: dict[str, Any]) -> str:
+    """Flags, keywords and labels of a message or of its place, in words; none if not followed."""
+    if shown["flags"] is None:
         return ""
-    flags = {flag.lower(): flag for flag in location["flags"]}
+    flags = {flag.lower(): flag for flag in shown["flags"]}
     found = [] if "\\seen" in flags else ["unread"]
     found += [words for flag, words in FLAGS.items() if flag in flags]
     found += [flag for flag in flags.values() if not flag.startswith("\\")]
-    return ", ".join(found + (location["labels"] or []))
+    return ", ".join(found + (shown["labels"] or []))
 
 
 def query(**values: Any) -> str:
