@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from bench.results import DIRECTORY, Plot, Result, shown
 
 #: The order of the sections; results of other names follow.
-ORDER = ["compare", "promise", "wide", "growth", "console", "search"]
+ORDER = ["compare", "promise", "wide", "push", "soak", "growth", "console", "search"]
 
 HEAD = """# Performance
 
@@ -24,6 +24,8 @@ Made by `python -m bench.report` from the results in `docs/performance/`; not ed
 | `make bench-full` | every contender, three rounds, and mailpoll in detail |
 | `make bench-wide` | 5,000 mailboxes with a 60 s interval |
 | `make bench-promise` | bursts of mail with the API in use, and the deletion of it all |
+| `make bench-push` | how soon the mail of 2,000 watched mailboxes is told of |
+| `make soak` | an hour with mail, accounts that come and go, and faults |
 | `make bench-growth` | cost per message and poll as accounts and messages grow |
 | `make bench-console` | the console's pages with 5,000 accounts and a million messages |
 | `make bench-search` | searches among 100,000 messages, and the size of their index |
