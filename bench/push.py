@@ -283,8 +283,8 @@ def main() -> None:
     ]
     text = [
         f"{options.accounts:,} mailboxes of one Dovecot on this machine, {options.rtt:g} ms away, "
-        f"are watched; {options.rate:g} messages a second come in. Dovecot itself tells of news half "
-        "a second after a delivery, whatever is asked of it (NOTIFY_DELAY_MSECS in its "
+        f"are watched; {options.rate:g} messages a second come in. Dovecot itself tells of news "
+        "half a second after a delivery, whatever is asked of it (NOTIFY_DELAY_MSECS in its "
         "mailbox-watch.c): the rest is mailpoll's, with six to nine ways to the server and back. "
         "Made by `make bench-push`."
     ]

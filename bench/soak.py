@@ -20,10 +20,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from typing import Any
 import psycopg
 import redis
 import urllib3
+from peewee import fn
 
 from bench import wide
 from bench.contenders.mailpoll import Api
@@ -56,15 +58,20 @@ HOSTILE = (
     b"From: " + b"<" * 50_000 + b"\r\n" * 3 + b"\xff\xfe" * 10_000,
 )
 ROLES = ("poller", "worker", "scheduler", "web", "notifier", "watcher")
+#: What is seen of each process.
+SEEN = ("MB", "files", "threads", "sockets")
+#: What may grow in an hour at most, by what is seen; of the rest less than one.
+MAY_GROW = {"MB": 1.0}
 
 
 @dataclass
 class Servers:
-    """What is broken: the Redis of the run, and PostgreSQL's address or ''."""
+    """What is broken and looked at: Redis, PostgreSQL's address or '', the data directory."""
 
     redis: Valkey
     database: str
     usage: Usage
+    data: Path
 
     def kill(self, role: str) -> None:
         for pid in _pids(self.usage, role):
@@ -92,7 +99,13 @@ class Servers:
 
     def faults(self) -> dict[str, list[tuple[str, Callable[[], None]]]]:
         """By half: what is broken in turn."""
-        first = [(f"{role} killed", lambda role=role: self.kill(role)) for role in ROLES]
+        single = [(f"{role} killed", lambda role=role: self.kill(role)) for role in ROLES[:-2]]
+
+        def kill_the_last() -> None:
+            for role in ROLES[-2:]:
+                self.kill(role)
+
+        first = [*single, (" and ".join(ROLES[-2:]) + " killed", kill_the_last)]
         second = [
             ("Redis emptied", self.flush),
             ("poller stands still", lambda: self.freeze("poller")),
@@ -169,10 +182,12 @@ class Samples:
     def look(self, usage: Usage, moment: float) -> None:
         for pid, role in list(usage.names.items()):
             with suppress(OSError, ValueError, IndexError):
+                files = list(_open_files(pid))
                 seen = {
                     "MB": int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 1e6,
-                    "files": _entries(f"/proc/{pid}/fd"),
-                    "threads": _entries(f"/proc/{pid}/task"),
+                    "files": float(len(files)),
+                    "threads": float(sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())),
+                    "sockets": float(sum(name.startswith("socket:") for name in files)),
                 }
                 self.processes.setdefault((role, pid), []).append((moment, seen))
 
@@ -187,15 +202,17 @@ class Samples:
                 or kept[-1][0] - kept[0][0] < 0.9 * (self.moments[-1] - since)
             ):
                 continue
-            for name in ("MB", "files", "threads"):
+            for name in SEEN:
                 slope = theil_sen([(at / 3600, seen[name]) for at, seen in kept])
                 known = found.setdefault(role, {}).setdefault(name, slope)
                 found[role][name] = max(known, slope)
         return found
 
 
-def _entries(directory: str) -> float:
-    return float(sum(1 for _ in Path(directory).iterdir()))
+def _open_files(pid: int) -> Iterator[str]:
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed by now
+            yield str(path.readlink())
 
 
 def theil_sen(points: Sequence[tuple[float, float]]) -> float:
@@ -214,19 +231,28 @@ class Accounts:
     next_number: int = 0
 
     def add(self) -> None:
+        number = self.next_number
+        self.next_number += 1  # an answer that is lost may have been a yes
         body = {
-            "address": user(self.next_number),
+            "address": user(number),
             "password": self.dovecot.password,
             "host": "localhost",
             "port": self.dovecot.imaps_port,
             "poll_interval": 60,
             "test": False,
         }
-        self.numbers[self.next_number] = self.api("POST", "/admin/email-accounts", body)["id"]
-        self.next_number += 1
+        self.numbers[number] = self.api("POST", "/admin/email-accounts", body)["id"]
 
     def remove(self, number: int) -> None:
-        self.api("DELETE", f"/admin/email-accounts/{self.numbers.pop(number)}")
+        self.api("DELETE", f"/admin/email-accounts/{self.numbers[number]}")
+        del self.numbers[number]
+
+    def remove_all(self) -> None:
+        """Also those whose adding was not answered."""
+        while page := self.api("GET", "/admin/email-accounts?limit=200")["items"]:
+            for one in page:
+                self.api("DELETE", f"/admin/email-accounts/{one['id']}")
+        self.numbers.clear()
 
 
 def measure(backing: str, accounts: int, rate: float, minutes: float) -> dict[str, Any]:
@@ -253,7 +279,7 @@ def measure(backing: str, accounts: int, rate: float, minutes: float) -> dict[st
         sender = threading.Thread(target=mail.run, daemon=True)
         sender.start()
         url = environ["DATABASE_URL"] if backing == "production" else ""
-        servers = Servers(server, url, usage)
+        servers = Servers(server, url, usage, directory / "data")
         figures = observe(mailboxes, mail, servers, usage, minutes)
         mail.stopped.set()
         sender.join()
@@ -286,7 +312,7 @@ def observe(
             turn_over(mailboxes, mail)
         polls.look()
         samples.look(usage, now)
-        figures, wait = seen(mailboxes.api, servers.redis)
+        figures, wait = seen(mailboxes.api, servers)
         waits += wait
         samples.add(now, figures)
         halves.setdefault(half, []).extend(polls.lateness)
@@ -299,29 +325,53 @@ def turn_over(mailboxes: Accounts, mail: Mail) -> None:
     """A few accounts go, and as many come."""
     with suppress(RuntimeError, urllib3.exceptions.HTTPError):  # Redis or web may just be away
         for number in mail.chance.sample(sorted(mailboxes.numbers), TURNOVER):
-            mail.boxes.remove(number)
+            with suppress(ValueError):  # it was to go a minute ago, and web was away
+                mail.boxes.remove(number)
             mailboxes.remove(number)
         for _ in range(TURNOVER):
             mailboxes.add()
-            mail.boxes.append(mailboxes.next_number - 1)
+            mail.boxes.append(max(mailboxes.numbers))
 
 
-def seen(api: Api, server: Valkey) -> tuple[dict[str, float], list[float]]:
-    """Queue lengths, Redis and rows now; the seconds that a page of the API took."""
+def seen(api: Api, servers: Servers) -> tuple[dict[str, float], list[float]]:
+    """Queue, Redis, database and spool now; the seconds that a page of the API took."""
     begun = time.monotonic()
     wait = []
     with suppress(RuntimeError, urllib3.exceptions.HTTPError):
         api("GET", "/admin/email-accounts?limit=50")
         wait.append(time.monotonic() - begun)
-    found = {"Redis MB": 0.0, "Redis keys": 0.0, "waiting": 0.0}
+    found = {"Redis MB": 0.0, "Redis keys": 0.0}
     with suppress(redis.RedisError):
-        client = redis.Redis.from_url(server.url, socket_timeout=2)
+        client = redis.Redis.from_url(servers.redis.url, socket_timeout=2)
         found["Redis MB"] = int(client.info("memory")["used_memory"]) / 1e6
         found["Redis keys"] = float(client.dbsize())
+    found |= seen_in_database(servers)
+    spooled = (servers.data / "spool").rglob("*")
+    return found | {"files of the spool": float(sum(path.is_file() for path in spooled))}, wait
+
+
+def seen_in_database(servers: Servers) -> dict[str, float]:
+    """What waits, and what the database holds beside its rows."""
     table = EmailRawMessage
     with database.connected():
-        found["waiting"] = float(table.select().where(table.status == "stored").count())
-    return found, wait
+        run = database.proxy.execute_sql
+        waiting = table.select(fn.COUNT(table.id), fn.MIN(table.stored_at)).where(
+            table.status == "stored"
+        )
+        amount, oldest = waiting.tuples().get()
+        age = max(0.0, (database.now() - oldest).total_seconds()) if oldest else 0.0
+        found = {"waiting": float(amount), "age of the oldest, s": age}
+        if not servers.database:
+            log = servers.data / "mailpoll.db-wal"
+            return found | {"WAL MB": log.stat().st_size / 1e6 if log.exists() else 0.0}
+        sessions = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database()"
+        dead = "SELECT SUM(n_dead_tup) FROM pg_stat_user_tables"
+        wal = "SELECT SUM(size) FROM pg_ls_waldir()"
+        return found | {
+            "database connections": float(run(sessions).fetchone()[0]),
+            "dead rows": float(run(dead).fetchone()[0] or 0),
+            "WAL MB": float(run(wal).fetchone()[0]) / 1e6,
+        }
 
 
 def figures_of(
@@ -338,14 +388,42 @@ def figures_of(
         "late_p95_second_s": late.get("second"),
         "api_p99_ms": round(percentile(sorted(waits), 99) * 1_000),
         "growth_per_hour": samples.slopes(seconds / 2),
-        "redis_keys_per_hour": theil_sen(
-            [(samples.moments[at] / 3600, samples.figures["Redis keys"][at]) for at in since]
-        ),
+        "around_per_hour": {
+            name: theil_sen([(samples.moments[at] / 3600, values[at]) for at in since])
+            for name, values in samples.figures.items()
+        },
         "waiting_p95": percentile(sorted(samples.figures["waiting"]), 95),
+        "age_p95_s": percentile(sorted(samples.figures["age of the oldest, s"]), 95),
+        "without_empty_s": longest_without_empty(samples),
         "faults": broken,
         "moments": [round(moment) for moment in samples.moments],
         "figures": samples.figures,
         "memory": memory(samples),
+    }
+
+
+def longest_without_empty(samples: Samples) -> float:
+    """Seconds between two moments in which nothing waited to be processed, at most."""
+    pairs = zip(samples.moments, samples.figures["waiting"], strict=True)
+    empty = [0.0, *(moment for moment, waiting in pairs if not waiting), samples.moments[-1]]
+    return round(max(after - before for before, after in pairwise(empty)))
+
+
+def promises(figures: dict[str, Any]) -> dict[str, bool]:
+    """What is promised of an hour, and whether it held."""
+    grown = [
+        f"{role}: {name}"
+        for role, by in figures["growth_per_hour"].items()
+        for name, slope in by.items()
+        if slope >= MAY_GROW.get(name, 1.0)
+    ]
+    return {
+        "nothing lost or doubled": not figures["lost"] and not figures["doubled"],
+        "fsck finds nothing": figures["fsck"] == 0,
+        "no growth" + (f" (not: {', '.join(grown)})" if grown else ""): not grown,
+        "polls in the second half not later": figures["late_p95_second_s"]
+        <= max(1.0, 1.1 * figures["late_p95_first_s"]),
+        "nothing left of deleted accounts": not figures["rows_left"] and not figures["files_left"],
     }
 
 
@@ -392,8 +470,7 @@ def verdict(
         text=True,
         check=False,
     )
-    for number in list(mailboxes.numbers):
-        mailboxes.remove(number)
+    mailboxes.remove_all()
     accounts = EmailAccount
 
     def gone() -> bool:
@@ -421,7 +498,11 @@ def verdict(
 
 
 def document(found: dict[str, dict[str, Any]], minutes: float) -> Result:
-    plots, rows, growth = [], [], []
+    plots: list[Plot] = []
+    rows: list[list[Cell]] = []
+    growth: list[list[Cell]] = []
+    others: list[list[Cell]] = []
+    held: list[list[Cell]] = []
     for backing, figures in found.items():
         plots.append(
             Plot(
@@ -437,9 +518,18 @@ def document(found: dict[str, dict[str, Any]], minutes: float) -> Result:
             )
         )
         rows.append([backing, *(figures[key] for key in COLUMNS)])
+        plots += [around(backing, figures, name) for name in DRAWN if name in figures["figures"]]
         growth += [
-            [f"{backing}, {role}", by["MB"], by["files"], by["threads"]]
+            [f"{backing}, {role}", *(by[name] for name in SEEN)]
             for role, by in sorted(figures["growth_per_hour"].items())
+        ]
+        others += [
+            [f"{backing}, {name}", max(figures["figures"][name]), slope]
+            for name, slope in figures["around_per_hour"].items()
+        ]
+        held += [
+            [f"{backing}: {what}", "yes" if kept else "**no**"]
+            for what, kept in promises(figures).items()
         ]
     text = [
         f"{minutes:g} minutes with mail of all sizes, accounts that come and go, and every five "
@@ -451,12 +541,26 @@ def document(found: dict[str, dict[str, Any]], minutes: float) -> Result:
         + ". Growth is the median of the slopes between any two samples (Theil-Sen) of the second "
         "half, in which no process of mailpoll is killed. Made by `make soak`."
     ]
-    columns: list[list[Cell]] = rows
     tables = [
-        Table("Soak", ["set", *COLUMNS.values()], columns),
-        Table("Growth per hour", ["process", "MB", "open files", "threads"], growth),
+        Table("Soak", ["set", *COLUMNS.values()], rows),
+        Table("Held", ["what", "held"], held),
+        Table("Growth per hour", ["process", *SEEN], growth),
+        Table("Around them", ["what", "most", "growth per hour"], others),
     ]
     return Result("Soak", text, tables, plots)
+
+
+#: Of what is seen around the processes, what is worth a picture.
+DRAWN = ("Redis keys", "age of the oldest, s", "database connections")
+
+
+def around(backing: str, figures: dict[str, Any], name: str) -> Plot:
+    places = [round(moment / 60, 1) for moment in figures["moments"][::6]]
+    file = f"soak-{backing}-{name.partition(',')[0].replace(' ', '-').lower()}"
+    values = {name: figures["figures"][name][::6]}
+    return Plot(
+        file, f"{name}, {backing} set", "lines", list(places), "minutes", name, False, values
+    )
 
 
 COLUMNS = {
@@ -467,7 +571,8 @@ COLUMNS = {
     "late_p95_first_s": "polls late p95, first half, s",
     "late_p95_second_s": "second half, s",
     "api_p99_ms": "a page of accounts p99, ms",
-    "redis_keys_per_hour": "growth of Redis, keys per hour",
+    "age_p95_s": "oldest that waits p95, s",
+    "without_empty_s": "longest without an empty queue, s",
     "rows_left": "rows left after deletion of all",
     "files_left": "files left",
 }
