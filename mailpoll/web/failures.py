@@ -71,21 +71,25 @@ class FailedGroups:
     @route(Scope.READ, resp=Response(HTTP_200=schemas.FailedGroups), tags=[MESSAGES])
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """List why messages failed, the most frequent reason first"""
-        table = EmailRawMessage
-        amount = fn.COUNT(table.id)
-        rows = table.select(
-            fn.COALESCE(table.error, ""),
-            amount,
-            fn.COUNT(fn.DISTINCT(table.account)),
-            fn.MAX(table.id),
-        )
-        rows = _of_accounts(rows).where(UNFINISHED, table.status == MessageStatus.FAILED)
-        rows = rows.group_by(table.error).order_by(amount.desc(), fn.MAX(table.id).desc())
-        with database.connected():
-            found = list(rows.limit(REASONS).tuples())
-        names = ("error", "messages", "accounts", "newest")
-        items = [schemas.FailedGroup(**dict(zip(names, row, strict=True))) for row in found]
-        send(resp, schemas.FailedGroups(items=items))
+        send(resp, schemas.FailedGroups(items=reasons()))
+
+
+def reasons() -> list[schemas.FailedGroup]:
+    """Why messages failed, the most frequent reason first."""
+    table = EmailRawMessage
+    amount = fn.COUNT(table.id)
+    rows = table.select(
+        fn.COALESCE(table.error, ""),
+        amount,
+        fn.COUNT(fn.DISTINCT(table.account)),
+        fn.MAX(table.id),
+    )
+    rows = _of_accounts(rows).where(UNFINISHED, table.status == MessageStatus.FAILED)
+    rows = rows.group_by(table.error).order_by(amount.desc(), fn.MAX(table.id).desc())
+    with database.connected():
+        found = list(rows.limit(REASONS).tuples())
+    names = ("error", "messages", "accounts", "newest")
+    return [schemas.FailedGroup(**dict(zip(names, row, strict=True))) for row in found]
 
 
 class FailedRetry:

@@ -60,23 +60,29 @@ SUMMARY = (
 )
 
 
-def message_or_404(message_id: int) -> EmailRawMessage:
-    """The message with its account, unless that is being deleted.
-
-    Raises:
-      falcon.HTTPNotFound: there is none.
-    """
+def find_message(message_id: int) -> EmailRawMessage | None:
+    """The message with its account, unless that is being deleted."""
     table = EmailRawMessage
     with database.connected():
-        message = (
+        found: EmailRawMessage | None = (
             table.select(table, EmailAccount.id, EmailAccount.uuid, EmailAccount.sync_flags)
             .join(EmailAccount)
             .where(table.id == message_id, EmailAccount.state != AccountState.DELETING)
             .get_or_none()
         )
+    return found
+
+
+def message_or_404(message_id: int) -> EmailRawMessage:
+    """As ``find_message``.
+
+    Raises:
+      falcon.HTTPNotFound: there is none.
+    """
+    message = find_message(message_id)
     if message is None:
         raise problems.not_found("message")
-    return message  # type: ignore[no-any-return]
+    return message
 
 
 Marks = dict[str, list[str]]
@@ -87,6 +93,10 @@ def marks_of(messages: Sequence[EmailRawMessage]) -> dict[int, Marks]:
 
     A message that lies nowhere, or whose account does not follow flags, has none.
     """
+    if not messages:
+        return {}
+    if not messages:
+        return {}
     place, account = EmailLocation, EmailAccount
     rows = (
         place.select(place.message, place.flags, place.labels)
@@ -125,9 +135,10 @@ def summary(message: EmailRawMessage, account_uuid: str, marks: dict[int, Marks]
     }
 
 
-def _whole(
+def whole(
     message: EmailRawMessage, signed: list[signatures.Signature] | None = None
 ) -> schemas.Message:
+    """All that is known of a message, with the result of a check of its signatures if given."""
     with database.connected():
         attachments = list(
             EmailAttachment.select()
@@ -240,15 +251,20 @@ class MessageList:
         for name, value in asked.items():
             if value is not None and not account.sync_flags:
                 raise problems.field_problem(name, "the account does not follow flags: sync_flags")
-        with database.connected():
-            found = _find(account, query)
-        items = found[: query.limit]
-        following = None
-        if len(found) > query.limit:
-            following = paging.encode(items[-1].internal_date, items[-1].id)
-        marks = marks_of(items)
-        page = [schemas.MessageSummary(**summary(row, account.uuid, marks)) for row in items]
-        send(resp, schemas.MessagePage(items=page, next=following))
+        send(resp, page(account, query))
+
+
+def page(account: EmailAccount, query: schemas.MessageQuery) -> schemas.MessagePage:
+    """A page of a mailbox's messages, newest first."""
+    with database.connected():
+        found = _find(account, query)
+    items = found[: query.limit]
+    following = None
+    if len(found) > query.limit:
+        following = paging.encode(items[-1].internal_date, items[-1].id)
+    marks = marks_of(items)
+    shown = [schemas.MessageSummary(**summary(row, account.uuid, marks)) for row in items]
+    return schemas.MessagePage(items=shown, next=following)
 
 
 def _find(account: EmailAccount, query: schemas.MessageQuery) -> list[EmailRawMessage]:
@@ -393,7 +409,7 @@ class MessageItem:
         """Show a message: fields, bodies, attachments, places"""
         message = message_or_404(message_id)
         signed = _signatures(message) if req.context.query.verify else None
-        send(resp, _whole(message, signed))
+        send(resp, whole(message, signed))
 
 
 class RawMessage:
@@ -466,7 +482,7 @@ class MessageRetry:
             raise falcon.HTTPConflict(description=f"the message is {message.status}, not failed")
         queues.offer(process_message, message.id)
         resp.status = falcon.HTTP_202
-        send(resp, _whole(message_or_404(message_id)))
+        send(resp, whole(message_or_404(message_id)))
 
 
 def install(app: "falcon.App[Any, Any]") -> None:
