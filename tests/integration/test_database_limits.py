@@ -1,5 +1,9 @@
 """What databases refuse: locks that are held for ever, more than the disk takes, what is wrong."""
 
+import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +15,7 @@ from mailpoll.actors.poll import poll
 from mailpoll.models import EmailAccount, EmailRawMessage
 from tests.integration.conftest import _production, run_system
 from tests.integration.rows import account_row
-from tests.integration.system import System, message
+from tests.integration.system import System, message, wait_until
 from tests.servers.dovecot import Dovecot
 
 
@@ -96,3 +100,42 @@ def test_a_full_sqlite_is_away_and_a_wrong_statement_is_not(embedded: System) ->
     with pytest.raises(database.AWAY) as wrong, database.connected():
         database.proxy.execute_sql("SELECT nothing FROM nowhere")
     assert not database.is_away(wrong.value)
+
+
+def test_who_writes_all_the_time_lets_others_write_between(
+    embedded: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a process that writes again and again, and looks as seldom as this one at a lock
+    monkeypatch.setattr(database, "LOCK_PAUSE", 0.05)
+    busy = (
+        "import sys, time\nfrom mailpoll import database\n"
+        "database.LOCK_PAUSE = 0.05\n"
+        "database.open_database(sys.argv[1])\n"
+        "while True:\n"
+        " with database.transaction(durable=False):\n"
+        "  database.proxy.execute_sql('UPDATE counted SET n = n + 1')\n"
+        "  time.sleep(0.005)\n"
+    )
+
+    def counted() -> int:
+        (n,) = database.proxy.execute_sql("SELECT n FROM counted").fetchone()
+        return int(n)
+
+    with database.transaction():
+        database.proxy.execute_sql("CREATE TABLE counted (n INTEGER)")
+        database.proxy.execute_sql("INSERT INTO counted VALUES (0)")
+    with subprocess.Popen([sys.executable, "-c", busy, embedded.settings.database]) as process:
+        try:
+            with database.connected():
+                wait_until(lambda: counted() > 0)
+                passed = []
+                for _ in range(10):
+                    time.sleep(0.05)
+                    before = counted()
+                    # When this one writes now and then
+                    with database.transaction(durable=False):
+                        passed.append(counted() - before)
+        finally:
+            process.kill()
+    # Then at most the transaction that was under way goes before its own
+    assert statistics.median(passed) <= 1, sorted(passed)
