@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -30,6 +30,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from redis.connection import parse_url
 
 #: Longest unix socket path that Linux takes, in bytes (sockaddr_un, unix(7)), less the final NUL.
 UNIX_PATH_MAX = 107
@@ -106,18 +107,18 @@ def _endpoint(value: object) -> object:
 
 
 def _open_to_others(url: str) -> bool:
-    """Whether a Redis is reached over a network without a password."""
-    parts = urlsplit(url)
-    if (
-        parts.scheme not in ("redis", "rediss")
-        or parts.password
-        or parse_qs(parts.query).get("password")
-    ):
+    """Whether a Redis is reached over a network without a password, as the library reads it."""
+    try:
+        found = parse_url(url)
+    except ValueError:  # which is told where it is connected to
+        return False
+    host = found.get("host", "localhost")
+    if found.get("password") or "path" in found or host == "localhost":
         return False
     try:
-        return not ipaddress.ip_address(parts.hostname or "127.0.0.1").is_loopback
+        return not ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return parts.hostname != "localhost"
+        return True
 
 
 def _checked_keys(keys: list[str]) -> list[str]:
@@ -355,6 +356,8 @@ class Settings(BaseModel):
         parts = urlsplit(value)
         if value and (parts.scheme != "https" or not parts.hostname or parts.fragment):
             raise ValueError("should be the https:// address of an OAuth 2 endpoint")
+        if "@" in parts.netloc:
+            raise ValueError("should have no user name and no password in it")
         return value
 
     @field_validator("public_url")

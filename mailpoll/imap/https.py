@@ -74,6 +74,11 @@ def post(
     return _exchange(parts, address, settings, seconds, "POST", body, headers)
 
 
+def _authority(parts: SplitResult) -> str:
+    """Host and port as the URL has them, without what a user and a password may stand before."""
+    return parts.netloc.rpartition("@")[2]
+
+
 def _port(parts: SplitResult) -> int:
     return parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -102,9 +107,9 @@ def _exchange(
             ssl_context=tls_context(settings.imap_ca_file),
         )
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    headers = {"Host": parts.netloc, "User-Agent": f"mailpoll/{__version__}", **headers}
+    headers = {"Host": _authority(parts), "User-Agent": f"mailpoll/{__version__}", **headers}
     place = f"{parts.hostname}:{_port(parts)}"
-    with turns.waiting(), _bounded(connection, seconds), _translated(place):
+    with turns.waiting(), bounded(connection, seconds), _translated(place):
         # The answer is not unpacked: a few bytes could become gigabytes (CWE-409).
         how = {"preload_content": False, "decode_content": False}
         connection.request(method, target, body, headers, **how)
@@ -124,20 +129,25 @@ def _read(response: urllib3.HTTPResponse, seconds: float) -> bytes:
 
 
 @contextmanager
-def _bounded(connection: HTTPConnection, seconds: float) -> Iterator[None]:
-    """Cut the connection when the time is over: a server may send a byte now and then for ever."""
+def bounded(connection: HTTPConnection, seconds: float) -> Iterator[None]:
+    """Cut the connection when the time is over: a server may send a byte now and then for ever.
+
+    And again each second: while TLS is agreed on, there is no socket here that could be cut.
+    """
+    left = threading.Event()
 
     def cut() -> None:
-        with suppress(OSError, AttributeError, TypeError):
-            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)  # type: ignore[arg-type]
+        pause = seconds
+        while not left.wait(pause):
+            pause = 1.0
+            with suppress(OSError, AttributeError, TypeError):
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)  # type: ignore[arg-type]
 
-    timer = threading.Timer(seconds, cut)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=cut, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        left.set()
         connection.close()
 
 

@@ -183,6 +183,7 @@ def test_what_mailpoll_makes_is_its_owners_alone(tmp_path: Path) -> None:
         "redis://0.0.0.0",
         "redis://[2001:db8::1]:6379/0",
         "redis://redis?password=",
+        "redis:///0?host=10.0.0.5",
     ],
 )
 def test_a_queue_that_anyone_can_reach_is_refused(url: str) -> None:
