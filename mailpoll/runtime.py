@@ -2,6 +2,8 @@
 
 import base64
 import secrets
+import time
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 from . import database, logs, spool
@@ -10,8 +12,9 @@ from .crypto import DataKeyError, DecryptionError, KeyRing
 from .models import EmailAccount
 from .settings import KEY_BYTES, SettingsError, settings
 
-#: Data keys that a process remembers.
-DATA_KEYS = 10_000
+#: Data keys that a process remembers, and seconds after which it forgets all of them: those of
+#: accounts that were deleted by another process are to be gone.
+DATA_KEYS, KEPT = 10_000, 60.0
 
 
 def start() -> None:
@@ -66,14 +69,23 @@ def data_key_context(uuid: str) -> str:
     return f"{uuid}:data_key"
 
 
-@lru_cache(DATA_KEYS)
 def data_key(uuid: str) -> bytes:
-    """The key of an account's blobs, which never changes.
+    """The key of an account's blobs, which never changes, and is gone a minute after the account.
 
     Raises:
       DataKeyError: no key of the ring opens it, or it is gone with its account.
       SettingsError: MAILPOLL_SECRET_KEY is missing.
     """
+    return data_keys(time.monotonic() // KEPT)(uuid)
+
+
+@lru_cache(1)
+def data_keys(_: float) -> Callable[[str], bytes]:
+    """The data keys of a while, each opened at its first use; the next while forgets them."""
+    return lru_cache(DATA_KEYS)(_open_data_key)
+
+
+def _open_data_key(uuid: str) -> bytes:
     with database.connected():
         row = EmailAccount.select(EmailAccount.data_key).where(EmailAccount.uuid == uuid).first()
     if row is None or not row.data_key:

@@ -137,7 +137,7 @@ def configured(environ: Mapping[str, str]) -> Iterator[Broker]:
     settings.cache_clear()
     runtime.storage.cache_clear()
     runtime.keyring.cache_clear()
-    runtime.data_key.cache_clear()
+    runtime.data_keys.cache_clear()
     # A thread that an earlier test has left may have read the old variables just before.
     while str(settings().data_dir) != environ["MAILPOLL_DATA_DIR"]:
         settings.cache_clear()
@@ -159,7 +159,7 @@ def configured(environ: Mapping[str, str]) -> Iterator[Broker]:
         settings.cache_clear()
         runtime.storage.cache_clear()
         runtime.keyring.cache_clear()
-        runtime.data_key.cache_clear()
+        runtime.data_keys.cache_clear()
 
 
 def _adopt(old: Broker, new: Broker) -> None:
