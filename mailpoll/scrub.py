@@ -15,7 +15,7 @@ import peewee
 import structlog
 from peewee import fn
 
-from . import database
+from . import database, runtime
 from .blobs import StoreUnavailable, blob_key
 from .crypto import DataKeyError
 from .fsck import Difference, Kind, Outcome, Repair, repair_one
@@ -195,6 +195,9 @@ class Slice:
 
     def _whole(self, account: EmailAccount, row: Row) -> bool:
         """Whether a blob is whole, by now."""
+        if row.storage_type not in runtime.storage().stores:
+            reason = f"no store of type {row.storage_type} is configured here"
+            return self._unreadable(account, row, reason)
         mailbox = Mailbox(account)
         try:
             whole = state_of(row) is State.WHOLE
@@ -205,10 +208,17 @@ class Slice:
                 self._heal(account, row, one) for one, _ in broken(account, row, mailbox)
             )
         except DataKeyError as error:
-            log.error("a blob cannot be opened", key=row.storage_key, error=str(error))
-            return False
+            return self._unreadable(account, row, str(error))
         finally:
             mailbox.close()
+
+    def _unreadable(self, account: EmailAccount, row: Row, reason: str) -> bool:
+        """Name what no repair can mend, and go on: it is looked at again as all that is damaged."""
+        log.error("a stored blob cannot be read", key=row.storage_key, error=reason)
+        self._counts.blobs += 1
+        self._counts.corrupt += not _known(account, row)
+        _remember(account, row, Kind.BLOB_UNREADABLE, Repair(Outcome.LEFT, reason))
+        return False
 
     def _heal(self, account: EmailAccount, row: Row, difference: Difference) -> bool:
         done = repair_one(difference, PATIENCE)

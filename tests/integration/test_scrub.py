@@ -11,6 +11,7 @@ import pytest
 
 from mailpoll import accounts, actors, database, runtime, scrub
 from mailpoll.blobs import NewBlob, StorageType, StoreUnavailable
+from mailpoll.crypto import DataKeyError
 from mailpoll.models import EmailAccount, EmailAttachment, EmailDamage, EmailRawMessage, EmailScrub
 from mailpoll.settings import settings
 from tests.integration.conftest import SETS, run_system
@@ -276,6 +277,45 @@ def test_while_a_store_is_away_the_scrub_waits_and_names_nothing(
     assert (figures(system)["progress"], found(system)) == (0.0, CLEAN)
     actors.scrub.fn()
     assert (figures(system)["progress"], found(system)) == (1.0, CLEAN)
+
+
+@pytest.mark.parametrize("system", ["embedded"], indirect=True)
+def test_what_lies_in_a_store_that_is_not_configured_any_more_is_named_and_passed(
+    system: System, account: EmailAccount
+) -> None:
+    def lie_in(store: StorageType) -> None:
+        with database.transaction():
+            for table in (EmailRawMessage, EmailAttachment):
+                table.update(storage_type=store).execute()
+            EmailDamage.update(next_attempt_at=database.now()).execute()
+
+    lie_in(StorageType.OSS)
+    actors.scrub.fn()
+    # All six are named, and the round is over
+    assert found(system) == {"corrupt": 6, "missing": 0, "healed": 0, "damaged": 6}
+    assert {row["kind"] for row in damaged(system, account)} == {"blob_unreadable"}
+    assert figures(system)["finished_at"] is not None
+    # When they are to be had again they are found whole
+    lie_in(StorageType.LOCAL)
+    actors.scrub.fn()
+    assert found(system)["damaged"] == 0
+
+
+def test_a_blob_that_no_key_opens_is_named(
+    system: System, account: EmailAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_key(_row: object) -> None:
+        raise DataKeyError("no key of the ring opens it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scrub, "state_of", no_key)
+        actors.scrub.fn()
+    assert found(system) == {"corrupt": 6, "missing": 0, "healed": 0, "damaged": 6}
+    assert "no key" in damaged(system, account)[0]["reason"]
+    with database.transaction():
+        EmailDamage.update(next_attempt_at=database.now()).execute()
+    actors.scrub.fn()
+    assert found(system)["damaged"] == 0
 
 
 def test_it_can_be_switched_off(
