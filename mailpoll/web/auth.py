@@ -231,6 +231,8 @@ def network_of(address: str) -> str:
     with suppress(ValueError):
         parsed = ipaddress.ip_address(address)
         if parsed.version == 6:
+            if parsed.ipv4_mapped:  # as a server that listens to both sees IPv4
+                return str(parsed.ipv4_mapped)
             return str(ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
     return address
 

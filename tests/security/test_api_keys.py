@@ -424,6 +424,13 @@ def test_an_ipv6_network_counts_as_one_client(proxied: System) -> None:
     assert last.status_code == 429
 
 
+def test_ipv4_clients_of_a_server_that_listens_to_both_count_one_by_one(proxied: System) -> None:
+    """S50: an IPv4 address is seen inside one and the same IPv6 network then."""
+    for number in range(auth.WRONG_TOKENS + 1):
+        last = wrong(proxied.api, **{"X-Forwarded-For": f"::ffff:203.0.113.{number}"})
+    assert last.status_code == 401
+
+
 def test_many_clients_together_do_not_fill_the_audit_log(proxied: System) -> None:
     """S50, S64"""
     for number in range(300):
