@@ -417,8 +417,7 @@ class RawMessage:
     def on_get(self, req: falcon.Request, resp: falcon.Response, message_id: int) -> None:
         """Download the exact bytes that the server sent"""
         row = message_or_404(message_id)
-        audit.record("message.download", "message", str(row.id))
-        _download(resp, row, "message/rfc822", f"message-{row.id}.eml")
+        _download(resp, row, "message/rfc822", f"message-{row.id}.eml", "message", str(row.id))
 
 
 class AttachmentItem:
@@ -426,10 +425,9 @@ class AttachmentItem:
     def on_get(self, req: falcon.Request, resp: falcon.Response, message_id: int, n: int) -> None:
         """Download an attachment, decoded"""
         row = _attachment_or_404(message_id, n)
-        audit.record("attachment.download", "attachment", f"{message_id}/{n}")
         harmless = row.content_type in HARMLESS
         kind = row.content_type if harmless else "application/octet-stream"
-        _download(resp, row, kind, row.safe_name)
+        _download(resp, row, kind, row.safe_name, "attachment", f"{message_id}/{n}")
 
 
 class AttachedFile:
@@ -459,14 +457,24 @@ def _attachment_or_404(message_id: int, n: int) -> EmailAttachment:
 
 
 def _download(
-    resp: falcon.Response, row: EmailRawMessage | EmailAttachment, kind: str, name: str
+    resp: falcon.Response, row: EmailRawMessage | EmailAttachment, kind: str, name: str, *of: str
 ) -> None:
-    """Stream a blob, never to be run or shown by a browser as a page of this site."""
+    """Stream a blob, never to be run or shown by a browser as a page of this site.
+
+    Parameters:
+      of: kind and id of what is downloaded, for the audit log, once it is there.
+    """
+    stream = runtime.storage().open(row.storage_key, row.storage_type)
+    try:
+        audit.record(f"{of[0]}.download", *of)
+    except BaseException:
+        stream.close()
+        raise
     resp.content_type = kind
     resp.downloadable_as = name
     resp.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
     resp.set_header("ETag", f'"{row.sha256}"')
-    resp.set_stream(runtime.storage().open(row.storage_key, row.storage_type), row.size)
+    resp.set_stream(stream, row.size)
 
 
 class MessageRetry:

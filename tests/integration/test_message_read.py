@@ -158,6 +158,8 @@ def test_a_file_that_is_missing_from_the_store_is_no_crash(system: System, addre
     answer = system.api.simulate_get(f"/admin/messages/{number}/raw")
     assert answer.status_code == 503
     assert "stored file" in answer.json["detail"]
+    # And nobody is said to have downloaded it
+    assert "message.download" not in {one["action"] for one in system.get("/admin/audit")["items"]}
 
 
 def test_a_failed_message_is_processed_again(system: System, address: str) -> None:
