@@ -25,7 +25,7 @@ def up() -> None:
     shown = token if sys.stderr.isatty() else f"in {config.data_dir / 'api.token'}"
     address = f"http://{config.bind}:{config.port}"
     click.echo(f"mailpoll {__version__}: {address}/ and {address}/docs", err=True)
-    click.echo(f"user admin, password or bearer token {shown}", err=True)
+    click.echo(f"sign in there with the token {shown}", err=True)
     click.echo("add a mailbox with: mailpoll accounts add me@example.org", err=True)
     sys.exit(processes.up(config))
 

@@ -1,20 +1,30 @@
 """The web console: pages for each scope, forms from here alone, and mail that stays harmless."""
 
 import re
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import falcon.testing
 import pytest
 
-from mailpoll.models import AccountState, MessageStatus
+from mailpoll import alarms, database
+from mailpoll.models import (
+    AccountState,
+    EmailAccount,
+    EmailDamage,
+    EndpointState,
+    MessageStatus,
+    WebhookEndpoint,
+)
 from mailpoll.web import sessions
-from mailpoll.web.console import mail, render
+from mailpoll.web.console import mail, overview, render
 from tests.integration.rows import change_accounts, change_messages
 from tests.integration.system import KEY, PASSWORD, TOKEN, System, message
 from tests.integration.test_auth import ID, ORIGIN
 from tests.integration.test_dashboard import FORM
 from tests.integration.test_flags import client
+from tests.integration.test_tasks import make_dead, queue
 from tests.security.test_api_keys import new_key
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
@@ -613,7 +623,52 @@ def test_the_overview_says_what_needs_attention(system: System, address: str) ->
     assert "/accounts?state=auth_failed" in page
 
 
-def test_a_webhook_is_added_tested_and_removed(system: System) -> None:
+def test_every_alarm_leads_to_a_place_that_its_reader_may_open(system: System) -> None:
+    assert set(overview.PLACES) == set(alarms.ALARMS)
+    admin = Browser(system)
+    reading = Browser(system, new_key(system, "read")["token"])
+    for place in {place.partition("#")[0] for place, _ in overview.PLACES.values()}:
+        admin.get(place)
+        if place not in overview.ADMIN_PLACES:
+            reading.get(place)
+
+
+def test_all_that_needs_attention_is_told_at_once(system: System, address: str) -> None:
+    account = filled(system, address)
+    change_messages(status=MessageStatus.FAILED, error="because")
+    make_dead(system, 1, 2)
+    hook = system.post("/admin/webhooks", 201, url="https://192.0.2.1/hook")["id"]
+    with database.transaction():
+        WebhookEndpoint.update(state=EndpointState.DISABLED).where(
+            WebhookEndpoint.uuid == hook
+        ).execute()
+        EmailAccount.update(
+            next_poll_at=database.now() - timedelta(hours=1), lease_until=None
+        ).where(EmailAccount.uuid == account).execute()
+        EmailDamage.insert(
+            account=1,
+            message_id=1,
+            storage_key="x",
+            kind="blob_corrupt",
+            reason="because",
+            found_at=database.now(),
+            next_attempt_at=database.now(),
+        ).execute()
+    page = Browser(system).get("/")
+    for words in (
+        "One message could not be processed.",
+        "One task has failed for good.",
+        "One account is polled over a minute late.",
+        "One stored file is damaged.",
+        "One webhook is switched off",
+    ):
+        assert page.count(words) == 1, words
+    change_messages(status=MessageStatus.PROCESSED, error=None)
+    with database.transaction():
+        EmailDamage.delete().execute()
+
+
+def test_a_webhook_is_added_and_removed(system: System) -> None:
     browser = Browser(system)
     shown = browser.post(
         "/webhooks/new", 200, url="https://192.0.2.1/hook", types=["message.new"], payload="ids"
@@ -707,4 +762,10 @@ def test_a_dead_task_runs_again(system: System) -> None:
     browser = Browser(system)
     browser.post("/tasks/retry", 404, task="nothing")
     browser.post("/tasks/retry", 400, task="a/b")
-    assert "Failed for good" in browser.get("/tasks")
+    dead = make_dead(system, 1, 2)
+    page = browser.get("/tasks")
+    assert dead["id"] in page
+    assert "delete_account" in page
+    browser.post("/tasks/retry", task=dead["id"])
+    assert queue(system, "maintenance")["dead"] == 0
+    assert queue(system, "maintenance")["waiting"] == 1

@@ -15,6 +15,7 @@ from mailpoll.actors import deliver_events
 from mailpoll.models import EmailEvent, EventType, WebhookDelivery, WebhookEndpoint
 from tests.integration.conftest import SETS, run_system
 from tests.integration.system import System, message, wait_until
+from tests.integration.test_console import Browser
 from tests.servers.dovecot import Dovecot
 from tests.servers.receiver import Received, Receiver
 
@@ -391,3 +392,25 @@ def test_a_webhook_is_listed_changed_and_removed(system: System) -> None:
         assert system.api.simulate_delete(path).status_code == 204
         assert system.api.simulate_get(path).status_code == 404
         wait_until(lambda: system.get("/admin/webhooks")["items"] == [])
+
+
+def test_the_console_tests_an_endpoint_lists_its_deliveries_and_sends_again(
+    system: System,
+) -> None:
+    with Receiver() as receiver:
+        created = hook(system, receiver)
+        browser, page = Browser(system), f"/webhooks/{created['id']}"
+        assert "None yet." in browser.get(page)
+        assert "<b>Delivered</b>" in browser.post(f"{page}/do/test", 200).text
+        happen(1)
+        deliver()
+        assert "storage.fallback" in browser.get(f"{page}?outcome=delivered")
+        (logged,) = (
+            one
+            for one in system.get(f"/admin{page}/deliveries")["items"]
+            if one["type"] == "storage.fallback"
+        )
+        browser.post(f"{page}/do/redeliver", 200, event=logged["event"])
+        assert receiver.received[-1].json["type"] == "storage.fallback"
+        assert len(receiver.received) == 3
+        assert "whsec_" in browser.post(f"{page}/do/secret", 200).text

@@ -328,7 +328,8 @@ class EditAccount(Page):
         new = account_files.account_fields(filled, form.secret("password"))
         new |= {name: form.get(name) == "yes" for name in ("push", "sync_flags")}
         changed = {name: value for name, value in new.items() if value != account.get(name)}
-        emptied = [name for name in ("folders", *KEPT) if new.get(name) in (None, [])]
+        nullable = ("folders", "poll_interval_max", *KEPT)
+        emptied = [name for name in nullable if new.get(name) in (None, [])]
         changed |= {name: None for name in emptied if account[name] is not None}
         changed["test"] = form.get("test") == "yes"
         try:

@@ -19,10 +19,13 @@ PLACES = {
     "fallback_used": ("/tasks", "Queues"),
     "storage_away": ("/settings", "Settings"),
     "scheduler_silent": ("/tasks", "Queues"),
-    "fsck_differences": ("/audit", "Audit log"),
+    "fsck_differences": ("/accounts", "Accounts"),
     "redis": ("/tasks", "Queues"),
+    "webhooks_fail": ("/webhooks", "Webhooks"),
     "disk_full": ("/settings", "Settings"),
 }
+#: Of these, what only administrators may open.
+ADMIN_PLACES = {"/settings"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Overview(Page):
             "overview.html",
             stats=stats,
             matters=_matters(stats, alarms, tasks, hooks),
+            admin_places=ADMIN_PLACES,
             hours=api.get("/admin/stats/hours", hours=24)["items"],
             waiting=sum(queue["waiting"] for queue in tasks["queues"]),
             later=sum(queue["delayed"] for queue in tasks["queues"]),
@@ -103,7 +107,7 @@ def _conditions(
         ),
         (
             "dead_letters",
-            len(tasks["dead"]),
+            sum(queue["dead"] for queue in tasks["queues"]),
             "One task has failed for good.",
             "{n} tasks have failed for good.",
             "See why, and let them run again.",
@@ -134,12 +138,12 @@ def _conditions(
             ("/accounts", "Accounts"),
         ),
         (
-            "",
+            "webhooks_fail",
             sum(hook["state"] == "disabled" for hook in hooks),
             "One webhook is switched off: its receiver has failed for a day.",
             "{n} webhooks are switched off: their receivers have failed for a day.",
             "Mend the receiver, then switch the webhook on.",
-            ("/webhooks", "Webhooks"),
+            PLACES["webhooks_fail"],
         ),
     ]
 
