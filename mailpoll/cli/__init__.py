@@ -8,6 +8,7 @@ import click
 
 from .. import __version__
 from . import (
+    account_actions,
     accounts,
     archives,
     completion,
@@ -69,8 +70,16 @@ for command in (
     completion.print_completion,
 ):
     cli.add_command(command)
-accounts.accounts.add_command(deletions.deletions)
-accounts.accounts.add_command(deletions.receipt)
+for command in (
+    account_actions.pause,
+    account_actions.resume,
+    account_actions.poll,
+    account_actions.reconcile,
+    account_actions.delete,
+    deletions.deletions,
+    deletions.receipt,
+):
+    accounts.accounts.add_command(command)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """``mailpoll accounts``: adding mailboxes, looking at them, and what is done with them."""
 
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def add(
         raise refused(error) from None
     except logins.AccountError as error:
         raise Failure(str(error)) from None
-    _enqueue_poll(account.id)
+    enqueue_poll(account.id)
     if as_json:
         show_json({"id": account.uuid, "address": account.address})
     else:
@@ -169,23 +170,31 @@ def _show_import(report: "ImportReport") -> None:
 
 
 @accounts.command("list")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--state", type=click.Choice(["active", "paused", "auth_failed", "archive"]))
+@click.option("--address", metavar="TEXT", help="with this in the address")
+@click.option("--limit", type=click.IntRange(1), help="default: all")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
 @needs_database
-def list_accounts(as_json: bool) -> None:
-    """List the mailboxes."""
+def list_accounts(state: str | None, address: str | None, limit: int | None, as_json: bool) -> None:
+    """List the mailboxes, in the order in which they were added."""
     from .. import database
     from ..models import EmailAccount
 
+    rows = EmailAccount.visible().order_by(EmailAccount.id).limit(limit)
+    if state:
+        rows = rows.where(EmailAccount.state == state)
+    if address:
+        rows = rows.where(EmailAccount.address.contains(address))
     with database.connected():
-        rows = list(EmailAccount.visible().order_by(EmailAccount.id))
+        found = list(rows)
     if as_json:
         names = ("address", "state", "host", "poll_interval", "last_success_at", "last_error")
-        for row in rows:
+        for row in found:
             shown = {"id": row.uuid, **{name: getattr(row, name) for name in names}}
             show_json(shown)
         return
     table = new_table("address", "state", "host", "every", "last poll", "error")
-    for row in rows:
+    for row in found:
         last = row.last_success_at.strftime("%Y-%m-%d %H:%M:%S") if row.last_success_at else "never"
         table.add_row(
             safe(row.address),
@@ -198,59 +207,106 @@ def list_accounts(as_json: bool) -> None:
     show(table)
 
 
-@accounts.command("pause")
+@accounts.command("show")
 @click.argument("account")
+@click.option("--json", "as_json", is_flag=True)
 @needs_database
-def pause(account: str) -> None:
-    """Stop polling a mailbox (its address or id)."""
-    from .. import accounts as service
+def show_account(account: str, as_json: bool) -> None:
+    """Show how a mailbox is set up and how its polls go. Its mail: mailpoll stats ACCOUNT."""
+    from ..web.accounts import show as public
 
-    service.pause(find_account(account))
-    click.echo("paused")
+    document = public(find_account(account)).model_dump(mode="json")
+    if as_json:
+        show_json(document)
+        return
+    table = new_table("", "")
+    for name, value in document.items():
+        table.add_row(name.replace("_", " "), safe(_words(value)))
+    show(table)
 
 
-@accounts.command("resume")
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {one}" for name, one in value.items())
+    return "" if value is None else str(value)
+
+
+@accounts.command("edit")
 @click.argument("account")
+@click.option("--password", "asks", flag_value="password", help="asks for a new password")
+@click.option("--refresh-token", "asks", flag_value="refresh_token", help="asks for a new one")
+@click.option("--password-stdin", is_flag=True, help="read the secret from standard input")
+@click.option("--host", help="IMAP server")
+@click.option("--port", type=int)
+@click.option("--security", type=click.Choice(["tls", "starttls", "plain"]))
+@click.option("--username")
+@click.option("--folder", "folders", multiple=True, help="only this folder; can be repeated")
+@click.option("--all-folders", is_flag=True)
+@click.option("--interval", "poll_interval", type=int, help="seconds between polls")
+@click.option("--interval-max", "poll_interval_max", type=int, help="by the mailbox's rhythm up to")
+@click.option("--push/--no-push", default=None, help="a connection that tells of new mail")
+@click.option("--sync-flags/--no-sync-flags", default=None, help="follow flags, moves, removals")
+@click.option("--retention-days", type=int, help="days that mail is kept; 0: for ever")
+@click.option("--retention-expunged-days", type=int, help="the same after it left the server")
+@click.option("--no-test", is_flag=True, help="save without logging in")
+@click.option("--json", "as_json", is_flag=True)
 @needs_database
-def resume(account: str) -> None:
-    """Poll a mailbox again."""
+def edit(
+    account: str,
+    *,
+    asks: str | None,
+    password_stdin: bool,
+    all_folders: bool,
+    no_test: bool,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Change a mailbox: only what is given; a changed login is tried before it is saved.
+
+    \b
+      mailpoll accounts edit me@example.org --password
+      mailpoll accounts edit me@example.org --interval 30 --push
+    """
+    from pydantic import ValidationError
+
     from .. import accounts as service
-
-    row = service.resume(find_account(account))
-    _enqueue_poll(row.id)
-    click.echo("resumed")
-
-
-@accounts.command("poll")
-@click.argument("account")
-@needs_database
-def poll(account: str) -> None:
-    """Poll a mailbox now."""
-    from .. import accounts as service
+    from .. import logins
+    from ..models import AccountState
+    from ..web.accounts import show as public
+    from ..web.schemas import AccountChange
 
     row = find_account(account)
-    service.expect_poll(row)
-    _enqueue_poll(row.id)
-    click.echo("enqueued")
-
-
-@accounts.command("reconcile")
-@click.argument("account")
-@needs_database
-def reconcile(account: str) -> None:
-    """Compare the server's whole lists with what is stored, now."""
-    from .. import accounts as service
-
-    row = find_account(account)
-    service.expect_reconcile(row)
-    _enqueue_poll(row.id)
-    click.echo("enqueued; see the proof with: mailpoll stats " + row.address)
+    given = {name: value for name, value in fields.items() if value not in (None, ())}
+    if "folders" in given:
+        given["folders"] = list(given["folders"])
+    if all_folders:
+        given["folders"] = None
+    if asks or password_stdin:
+        asks = asks or "password"
+        prompt = f"{asks.replace('_', ' ').capitalize()}: "
+        given[asks] = ask_secret(prompt, password_stdin)
+    if not given:
+        raise click.UsageError("say what is to change")
+    try:
+        change = AccountChange(**given).model_dump(exclude_unset=True)
+        row = service.change(row, change, test=not no_test)
+    except ValidationError as error:
+        raise refused(error) from None
+    except logins.AccountError as error:
+        raise Failure(str(error)) from None
+    if row.state == AccountState.ACTIVE:
+        enqueue_poll(row.id)
+    if as_json:
+        show_json(public(row).model_dump(mode="json"))
+    else:
+        click.echo(f"{row.address} changed")
 
 
 @accounts.command("test")
 @click.argument("account")
+@click.option("--json", "as_json", is_flag=True)
 @needs_database
-def test_login(account: str) -> None:
+def test_login(account: str, as_json: bool) -> None:
     """Log in with the stored password and list the folders."""
     from .. import logins
 
@@ -259,6 +315,10 @@ def test_login(account: str) -> None:
         found = logins.test_login(row)
     except logins.AccountError as error:
         raise Failure(str(error)) from None
+    if as_json:
+        estimate = found.estimate and asdict(found.estimate)
+        show_json({"ok": True, "folders": found.folders, "estimate": estimate})
+        return
     for name in found.folders:
         click.echo(safe(name).plain)
     if found.estimate:
@@ -273,7 +333,8 @@ def _estimated(host: str, messages: int, size: int) -> str:
     return f"{messages:,} messages, about {readable_size(size)}{limit}"
 
 
-def _enqueue_poll(account_id: int) -> None:
+def enqueue_poll(account_id: int) -> None:
+    """Have an account polled now, or say that it is polled later."""
     from .. import queues
     from ..actors import poll_account
     from ..models import EmailAccount
@@ -281,28 +342,3 @@ def _enqueue_poll(account_id: int) -> None:
     if not queues.offer(poll_account, account_id):
         EmailAccount.mark_unqueued(account_id)
         click.echo("the queue does not answer: it is polled when `mailpoll up` runs", err=True)
-
-
-@accounts.command("delete")
-@click.argument("account")
-@click.option("--yes", is_flag=True, help="do not ask")
-@needs_database
-def delete(account: str, yes: bool) -> None:
-    """Delete a mailbox here with all its stored mail; nothing changes at its server."""
-    from .. import accounts as service
-    from .. import holds, queues
-
-    row = find_account(account)
-    if not yes:
-        click.confirm(f"Delete {row.address} and all its stored mail?", abort=True)
-    try:
-        job = service.delete(row.uuid)
-    except holds.Held as held:
-        raise Failure(str(held)) from None
-    from ..actors import delete_account
-
-    if job is None:
-        raise Failure(f"there is no account {account}")
-    if not queues.offer(delete_account, job.id):
-        click.echo("the queue does not answer: it is deleted when `mailpoll up` runs", err=True)
-    click.echo(f"deletion started, job {job.uuid}")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .needs import needs_database
-from .output import Failure, new_table, refused, safe, show, show_json
+from .output import Failure, new_table, refused, safe, show, show_json, tell
 
 
 @click.group()
@@ -93,8 +93,9 @@ def keys_rotate(as_json: bool) -> None:
 
 @keys.command("remove")
 @click.argument("key")
+@click.option("--json", "as_json", is_flag=True)
 @needs_database
-def keys_remove(key: str) -> None:
+def keys_remove(key: str, as_json: bool) -> None:
     """Take a key out of the ring, by the id that `status` shows; refused while it is needed."""
     from .. import keys as ring_keys
     from ..settings import settings
@@ -103,10 +104,10 @@ def keys_remove(key: str) -> None:
         done = ring_keys.remove(settings(), key)
     except ring_keys.KeyNeeded as error:
         raise Failure(str(error)) from None
+    words = f"nothing needs key {key}: take it out of MAILPOLL_SECRET_KEY"
     if done:
-        click.echo(f"key {key} is removed: start the processes again")
-    else:
-        click.echo(f"nothing needs key {key}: take it out of MAILPOLL_SECRET_KEY")
+        words = f"key {key} is removed: start the processes again"
+    tell({"id": key, "removed": bool(done)}, words, as_json=as_json)
 
 
 @click.group()

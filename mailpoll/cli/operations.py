@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .needs import needs_database, needs_settings
-from .output import Failure, new_table, safe, show, show_json
+from .output import Failure, new_table, safe, show, show_json, tell
 
 
 @click.command("audit")
@@ -43,8 +43,9 @@ def notify() -> None:
 
 
 @notify.command("test")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object per receiver")
 @needs_settings
-def notify_test() -> None:
+def notify_test(as_json: bool) -> None:
     """Send a message to every receiver of MAILPOLL_NOTIFY_URLS; exit code 1 if one fails."""
     from .. import notify as service
     from ..settings import settings
@@ -56,7 +57,8 @@ def notify_test() -> None:
     for receiver in receivers:
         words = "If you read this, mailpoll's alarms reach you."
         sent = receiver.send("mailpoll: test", words, service.INFO)
-        click.echo(f"{receiver.name}: {'sent' if sent else 'not taken'}")
+        told = f"{receiver.name}: {'sent' if sent else 'not taken'}"
+        tell({"receiver": receiver.name, "sent": bool(sent)}, told, as_json=as_json)
         failed = failed or not sent
     sys.exit(int(failed))
 

@@ -64,6 +64,14 @@ def show_json(document: Any, indent: int | None = None) -> None:
     click.echo(json.dumps(document, default=str, indent=indent))
 
 
+def tell(done: dict[str, Any], words: str, *, as_json: bool) -> None:
+    """What a command has done: as one object, or in words."""
+    if as_json:
+        show_json(done)
+    else:
+        click.echo(words)
+
+
 # For people
 
 

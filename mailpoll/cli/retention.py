@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from .needs import find_account, needs_database
-from .output import Failure, new_table, readable_size, refused, safe, show, show_json
+from .output import Failure, new_table, readable_size, refused, safe, show, show_json, tell
 
 
 @click.command("retention")
@@ -136,8 +136,9 @@ def list_holds(as_json: bool) -> None:
 @click.argument("account")
 @click.option("--message", type=int, help="only this message of it, by its id")
 @click.option("--reason", required=True, help="why, as an audit will want to know")
+@click.option("--json", "as_json", is_flag=True)
 @needs_database
-def set_hold(account: str, message: int | None, reason: str) -> None:
+def set_hold(account: str, message: int | None, reason: str, as_json: bool) -> None:
     """Let nothing of a mailbox be deleted, or not this message."""
     from pydantic import ValidationError
 
@@ -151,21 +152,24 @@ def set_hold(account: str, message: int | None, reason: str) -> None:
         raise refused(error) from None
     except LookupError as error:
         raise Failure(f"there is no such {error}") from None
-    click.echo("held")
+    done = {"account_id": row.uuid, "message_id": message, "held": True}
+    tell(done, "held", as_json=as_json)
 
 
 @legal_holds.command("lift")
 @click.argument("account")
 @click.option("--message", type=int, help="only that on this message, by its id")
+@click.option("--json", "as_json", is_flag=True)
 @needs_database
-def lift_hold(account: str, message: int | None) -> None:
+def lift_hold(account: str, message: int | None, as_json: bool) -> None:
     """End a hold: on the whole mailbox, or on a message."""
     from .. import holds
 
     row = find_account(account)
     if not holds.lift(row, _message_of(row, message)):
         raise Failure("there is no such hold")
-    click.echo("lifted")
+    done = {"account_id": row.uuid, "message_id": message, "held": False}
+    tell(done, "lifted", as_json=as_json)
 
 
 def _message_of(account: Any, message_id: int | None) -> Any:

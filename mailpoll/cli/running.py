@@ -6,6 +6,7 @@ import click
 
 from .. import __version__
 from .needs import needs_settings, reaching_database
+from .output import tell
 
 
 @click.command()
@@ -31,14 +32,15 @@ def up() -> None:
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True)
 @needs_settings
-def migrate() -> None:
+def migrate(as_json: bool) -> None:
     """Bring the database up to date."""
     from .. import migrate as migrations
 
     with reaching_database():
         done = migrations.migrate()
-    click.echo("\n".join(done) if done else "nothing to do")
+    tell({"migrations": done}, "\n".join(done) if done else "nothing to do", as_json=as_json)
 
 
 @click.command()

@@ -8,7 +8,7 @@ import click
 
 from .event_types import types_option
 from .needs import find_account, needs_database
-from .output import Failure, new_table, refused, safe, show, show_json, styled
+from .output import Failure, new_table, refused, safe, show, show_json, styled, tell
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -205,8 +205,9 @@ def disable_hook(webhook: str, as_json: bool) -> None:
 @hooks.command("remove")
 @click.argument("webhook")
 @click.option("--yes", is_flag=True, help="do not ask")
+@click.option("--json", "as_json", is_flag=True)
 @needs_database
-def remove_hook(webhook: str, yes: bool) -> None:
+def remove_hook(webhook: str, yes: bool, as_json: bool) -> None:
     """Remove a webhook with the log of its deliveries."""
     from .. import webhooks as service
 
@@ -214,7 +215,7 @@ def remove_hook(webhook: str, yes: bool) -> None:
     if not yes:
         click.confirm(f"Remove {safe(endpoint.url).plain} and its log?", abort=True)
     service.delete(endpoint)
-    click.echo("removed")
+    tell({"id": endpoint.uuid, "removed": True}, "removed", as_json=as_json)
 
 
 @hooks.command("deliveries")

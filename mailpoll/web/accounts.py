@@ -18,7 +18,7 @@ from . import paging, problems, schemas
 from .documents import ACCOUNTS, field_errors, route, send
 
 #: Fields of an account that can be taken back.
-NULLABLE = ("folders", "retention_days", "retention_expunged_days")
+NULLABLE = ("folders", "poll_interval_max", "retention_days", "retention_expunged_days")
 
 
 def account_or_404(uuid: UUID) -> EmailAccount:

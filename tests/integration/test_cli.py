@@ -7,11 +7,16 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+from click.types import IntParamType
 
 from mailpoll import __version__
+from mailpoll.cli import cli
 from mailpoll.settings import new_key, new_token
 from tests.integration.rows import change_accounts
 from tests.integration.system import PASSWORD, System, message
@@ -59,6 +64,43 @@ def test_it_tells_its_version(tmp_path: Path) -> None:
     result = run("--version", variables={}, cwd=tmp_path)
     assert result.stdout.decode().strip() == f"mailpoll, version {__version__}"
     assert list(tmp_path.iterdir()) == []
+
+
+def leaves(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command that does something, with its name."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaves(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+#: They run until they are ended, or write what programs read as it is: bytes, a secret, a script.
+SPEAK_FOR_THEMSELVES = {
+    *((name,) for name in COMMANDS if name != "migrate"),
+    ("blob",),
+    ("completion",),
+    ("keys", "new"),
+    ("messages", "attachment"),
+    ("messages", "raw"),
+    ("openapi",),
+    ("tokens", "new"),
+}
+
+
+def test_every_command_speaks_json_and_explains_itself() -> None:
+    found = dict(leaves(cli))
+    assert {
+        path
+        for path, command in found.items()
+        if not any("--json" in option.opts for option in command.params)
+    } == SPEAK_FOR_THEMSELVES
+    for path, command in found.items():
+        assert len(command.help or "") >= 20, path
+        for option in command.params:
+            said = isinstance(option, click.Argument) or option.name == "as_json" or option.help
+            obvious = isinstance(option.type, click.Choice | click.IntRange | IntParamType)
+            assert said or obvious or option.name == "username", (path, option.name)
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["accounts", "add"]])
@@ -395,6 +437,70 @@ def test_pausing_resuming_polling_and_testing(
         assert embedded.get(url)["state"] == state
     result = run("accounts", "test", account, variables=variables, cwd=tmp_path)
     assert b"INBOX" in result.stdout.splitlines()
+
+
+def test_several_mailboxes_at_once_or_none(
+    variables: dict[str, str], account: str, embedded: System, address: str, tmp_path: Path
+) -> None:
+    other = embedded.add_account(f"b{address}", test=False)
+    both = (address, other)
+
+    def states() -> list[str]:
+        return [one["state"] for one in embedded.get("/admin/email-accounts")["items"]]
+
+    refused = run("accounts", "pause", *both, "nobody", variables=variables, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert states() == ["active", "active"]
+    done = run("accounts", "pause", *both, "--json", variables=variables, cwd=tmp_path)
+    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(one["id"], one["state"]) for one in shown] == [(account, "paused"), (other, "paused")]
+    assert states() == ["paused", "paused"]
+    listed = run(
+        "accounts",
+        "list",
+        "--state",
+        "paused",
+        "--address",
+        f"b{address}",
+        "--json",
+        variables=variables,
+        cwd=tmp_path,
+    )
+    assert [json.loads(line)["id"] for line in listed.stdout.splitlines()] == [other]
+
+
+def test_a_mailbox_is_shown_and_changed(
+    variables: dict[str, str], account: str, embedded: System, address: str, tmp_path: Path
+) -> None:
+    def edit(*words: str, given: str = "", code: int = 0) -> str:
+        result = run(
+            *("accounts", "edit", address, *words),
+            variables=variables,
+            cwd=tmp_path,
+            given=f"{given}\n".encode(),
+        )
+        assert result.returncode == code, result.stderr
+        return (result.stderr if code else result.stdout).decode()
+
+    def shown() -> Any:
+        result = run("accounts", "show", address, "--json", variables=variables, cwd=tmp_path)
+        return json.loads(result.stdout)
+
+    assert shown() == embedded.get(f"/admin/email-accounts/{account}")
+    edit("--interval", "30", "--interval-max", "300", "--push", "--folder", "INBOX")
+    changed = shown()
+    names = ("poll_interval", "poll_interval_max", "push", "folders")
+    assert [changed[name] for name in names] == [30, 300, True, ["INBOX"]]
+    edit("--all-folders", "--no-push")
+    assert (shown()["folders"], shown()["push"]) == (None, False)
+    # A login is tried before it is saved, and never shown
+    before = shown()
+    assert "password" in edit("--password-stdin", given=CANARY, code=1)
+    assert CANARY not in edit("--password-stdin", given=CANARY, code=1)
+    assert shown() == before
+    assert "changed" in edit("--password-stdin", given=PASSWORD)
+    assert "poll_interval" in edit("--interval", "-1", code=1)
+    assert "what is to change" in edit(code=2)
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "poll", "test", "delete"])

@@ -482,7 +482,10 @@ def test_how_long_mail_is_kept_is_changed_and_left_to_the_installation_again(
     # What was emptied does not come back with a refusal of something else
     refused = browser.post(f"/accounts/{account}/edit", 422, **form | {"port": "soon"})
     assert 'value="365"' not in refused.text
+    browser.post(f"/accounts/{account}/edit", **form | {"poll_interval_max": "900"})
+    assert system.get(path)["poll_interval_max"] == 900
     browser.post(f"/accounts/{account}/edit", **form)
+    assert system.get(path)["poll_interval_max"] is None
     assert "as for all accounts" in browser.get(f"/accounts/{account}")
     again = system.get(path)
     assert (again["retention_days"], again["retention_expunged_days"]) == (None, None)
