@@ -20,7 +20,7 @@ from mailpoll import database
 from mailpoll.crypto import key_id
 from mailpoll.models import EmailAccount
 from mailpoll.settings import new_key
-from tests.campaign.case import EMBEDDED, PRODUCTION, fault
+from tests.campaign.case import ATTEMPT_BOUND, EMBEDDED, PRODUCTION, fault
 from tests.campaign.fast import expect
 from tests.campaign.slow import AWAY, REAL, command, counted, stream
 from tests.campaign.world import EVERYTHING, KEY, PASSWORD, PROCFILE, TOKEN, World
@@ -201,7 +201,11 @@ def evicting_redis(world: World, _: str) -> None:
 
 
 @fault(
-    "F29", "the disk of PostgreSQL is full, then there is room again", sets=(PRODUCTION,), **REAL
+    "F29",
+    "the disk of PostgreSQL is full, then there is room again",
+    sets=(PRODUCTION,),
+    bound=ATTEMPT_BOUND,
+    **REAL,
 )
 def full_postgres(world: World, _: str) -> None:
     world.announced.append("DiskFull|No space|could not extend|" + AWAY)

@@ -45,7 +45,7 @@ from tests.servers.valkey import Valkey
 ROOT = Path(__file__).parents[2]
 TOKEN, KEY = new_token(), new_key()
 PASSWORD = "canary-Zz9-password"
-#: Seconds that anything may take in real time.
+#: Seconds that is waited in real time: what recovers after its bound is to have a figure.
 LONGEST = 420
 #: Seconds between two looks at what goes on.
 LOOK = 0.2
@@ -213,14 +213,25 @@ class World:
         """A port that mail servers may have."""
         return self._unused.pop()
 
-    def account(self, rules: Sequence[Rule] = (), *, proxy: bool = False, **options: Any) -> Post:
-        """A new mailbox at a server of its own; a poll every five seconds."""
+    def account(
+        self,
+        rules: Sequence[Rule] = (),
+        *,
+        proxy: bool = False,
+        round_trip: float = 0.0,
+        **options: Any,
+    ) -> Post:
+        """A new mailbox at a server of its own; a poll every five seconds.
+
+        Parameters:
+          round_trip: seconds through the proxy to the server and back.
+        """
         self._number += 1
         address = f"box{self._number}@example.org"
         port = self.unused_port()
         if proxy:
             post = self.office.open(address, rules, **options)
-            made = Proxy(post.port, port=port)
+            made = Proxy(post.port, round_trip, port)
             self.proxies[address] = self._stack.enter_context(made)
         else:
             post = self.office.open(address, rules, port=port, **options)
