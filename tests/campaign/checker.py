@@ -536,7 +536,7 @@ def main() -> int:
     parser.add_argument("--pid", action="append", type=int, default=[])
     parser.add_argument("--gc", type=float, default=86_400, help="age of an orphan in seconds")
     parser.add_argument("--fault-end", type=float, default=0.0)
-    parser.add_argument("--settled", action="store_true", help="workers have had time to be missed")
+    parser.add_argument("--settled", action="store_true", help="nobody has work in hand")
     parser.add_argument("--dead", action="store_true", help="queues may have dead messages")
     parser.add_argument("--failed", action="store_true", help="messages may have failed")
     parser.add_argument("--unreadable", action="store_true", help="any verdict is good enough")

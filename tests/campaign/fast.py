@@ -291,6 +291,7 @@ def stalled_redis(world: World, _: str, times: int = 1) -> None:
         time.sleep(11)
     world.healed()
     world.settle(90)
+    world.miss_workers()
 
 
 @fault("F20", "Redis is full, then there is room again", fast=True)
@@ -333,6 +334,7 @@ def lost_redis_replies(world: World, command: str) -> None:
     world.deliver(post, 5)
     world.settle(90)
     assert lost.done == 4
+    world.miss_workers()
 
 
 @fault(

@@ -245,6 +245,7 @@ def no_redis_connection_lasts(world: World, _: str) -> None:
     world.run_for(60, each)
     world.healed()
     world.settle(150)
+    world.miss_workers()
 
 
 @fault("F22", "Redis forgets its scripts, and becomes read-only", sets=(PRODUCTION,), **REAL)
@@ -280,6 +281,7 @@ def frozen_redis(world: World, _: str) -> None:
     os.kill(pid, signal.SIGCONT)
     world.healed()
     world.settle(150)
+    world.miss_workers()
 
 
 @fault("F24", "PostgreSQL crashes every 20 seconds", sets=(PRODUCTION,), bound=30, **REAL)

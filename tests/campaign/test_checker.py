@@ -234,6 +234,14 @@ def test_what_a_deletion_leaves_is_found(world: World) -> None:
         assert what in text
 
 
+def test_what_a_worker_never_ended_is_found_when_nobody_works(world: World) -> None:
+    client = redis.Redis.from_url(world.backing.redis.url)
+    client.sadd("mailpoll:__acks__.of-a-worker.process", "one")
+    # Who works has something in hand, and nobody else has
+    assert sets_found(world) == set()
+    assert sets_found(world, "--settled") == {"stuck"}
+
+
 def test_a_secret_in_a_file_is_found(world: World) -> None:
     (world.directory / "dump.txt").write_text(f"login someone {PASSWORD}")
     assert sets_found(world) == {"leaked"}

@@ -19,8 +19,10 @@ from typing import Any, Self
 
 import peewee
 import redis
+from dramatiq.common import dq_name
 
 from mailpoll import accounts, actors, database, queues
+from mailpoll.broker import QUEUES
 from mailpoll.models import (
     AccountState,
     EmailAccount,
@@ -45,6 +47,9 @@ from tests.servers.valkey import Valkey
 ROOT = Path(__file__).parents[2]
 TOKEN, KEY = new_token(), new_key()
 PASSWORD = "canary-Zz9-password"
+HEARTBEATS = "mailpoll:__heartbeats__"
+#: In a million commands of Dramatiq.
+ALWAYS = 1_000_000
 #: Seconds that is waited in real time: what recovers after its bound is to have a figure.
 LONGEST = 420
 #: Seconds between two looks at what goes on.
@@ -291,6 +296,36 @@ class World:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self.processes.clear()
+
+    def end(self) -> None:
+        """End all processes in good order: they put back what they have in hand."""
+        for role in self.processes:
+            self.signal(role, signal.SIGTERM)
+        for process in self.processes.values():
+            process.wait(30)
+        self.stop()
+
+    def miss_workers(self) -> None:
+        """Let all that workers had in hand come back, work it off, and end: nobody has any then.
+
+        An answer of Redis that was lost, or a death, leaves messages in hand. Dramatiq puts them
+        back when the process has been gone for a minute, which passes at once here.
+        """
+        self.end()
+        client = redis.Redis.from_url(self.backing.redis.url)
+        for worker in client.zrange(HEARTBEATS, 0, -1):
+            client.zadd(HEARTBEATS, {worker: 1})
+        broker = actors.poll_account.broker
+        chance, broker.maintenance_chance = broker.maintenance_chance, ALWAYS
+        for queue in QUEUES:
+            broker.do_qsize(queue)
+            broker.do_qsize(dq_name(queue))
+        broker.maintenance_chance = chance
+        self.start()
+        self._since = time.time()
+        self.until(lambda: not self.restless(), LONGEST, "not worked off")
+        self.end()
+        self.checker_options.append("--settled")
 
     def kill(self, role: str) -> None:
         """SIGKILL a process with its children; it is started again."""
