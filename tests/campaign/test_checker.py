@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,7 +18,7 @@ from mailpoll import database
 from mailpoll.actors.poll import poll
 from mailpoll.actors.process import process
 from mailpoll.models import EmailAccount, EmailRawMessage
-from tests.campaign.checker import SETS
+from tests.campaign.checker import NOISE, SETS, usage
 from tests.campaign.mail import Post
 from tests.campaign.world import PASSWORD, Backing, World
 from tests.servers.postgres import Postgres
@@ -240,6 +241,17 @@ def test_what_a_worker_never_ended_is_found_when_nobody_works(world: World) -> N
     # Who works has something in hand, and nobody else has
     assert sets_found(world) == set()
     assert sets_found(world, "--settled") == {"stuck"}
+
+
+def test_connections_that_a_process_had_not_before_are_found(world: World) -> None:
+    had = usage(os.getpid())
+    before = ":".join(map(str, (os.getpid(), *had.values())))
+    options = ("--pid", str(os.getpid()), "--before", before)
+    assert sets_found(world, *options) == set()
+    with ExitStack() as stack:
+        for _number in range(NOISE["connections"] + 10):
+            stack.enter_context(socket.socket())
+        assert sets_found(world, *options) == {"held"}
 
 
 def test_a_secret_in_a_file_is_found(world: World) -> None:

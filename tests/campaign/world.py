@@ -34,7 +34,7 @@ from mailpoll.models import (
     JobState,
 )
 from mailpoll.settings import new_key, new_token
-from tests.campaign.checker import SETS
+from tests.campaign.checker import SETS, usage
 from tests.campaign.mail import Post, PostOffice, letter
 from tests.campaign.store import StoreLayer
 from tests.integration.system import configured
@@ -52,6 +52,8 @@ HEARTBEATS = "mailpoll:__heartbeats__"
 ALWAYS = 1_000_000
 #: Seconds that is waited in real time: what recovers after its bound is to have a figure.
 LONGEST = 420
+#: Seconds after which a process has begun to work.
+WORKING = 5
 #: Seconds between two looks at what goes on.
 LOOK = 0.2
 DRAMATIQ = [sys.executable, "-m", "dramatiq", "mailpoll.actors", "--skip-logging"]
@@ -127,6 +129,8 @@ class World:
         self.announced: list[str] = ["exited unexpectedly"]
         self.deaths = 0
         self.checker_options: list[str] = []
+        #: What processes had when they had begun to work, by their number.
+        self.before: dict[int, dict[str, int]] = {}
         self.supervised = True
         #: For mail servers and the proxies before them.
         self._ports = free_ports(150)
@@ -134,6 +138,7 @@ class World:
         self._number = 0
         self._last_tick = self._last_death = 0.0
         self._since = 0.0
+        self._began: dict[int, float] = {}
 
     # Life
 
@@ -397,7 +402,17 @@ class World:
         pause = 1 if self.hurry else HOURLY_PAUSE
         if (self.hurry or self.fault_end) and time.monotonic() - self._last_tick > pause:
             self.tick()
+        self._measure()
         time.sleep(LOOK)
+
+    def _measure(self) -> None:
+        """Note what each process has that has run for some seconds, once."""
+        now = time.monotonic()
+        for role in self.processes:
+            for pid in self.tasks(role):
+                began = self._began.setdefault(pid, now)
+                if pid not in self.before and now - began > WORKING and (used := usage(pid)):
+                    self.before[pid] = used
 
     def until(self, done: Callable[[], Any], seconds: float, what: str) -> float:
         """Wait under supervision; the seconds that it took."""
@@ -505,6 +520,8 @@ class World:
         for role in self.processes:
             for pid in self.tasks(role):
                 command += ["--pid", str(pid)]
+        for pid, used in self.before.items():
+            command += ["--before", ":".join(map(str, (pid, *used.values())))]
         command += ["--canary", PASSWORD, "--search", str(self.directory)]
         command += ["--fault-end", str(self.fault_end), *self.checker_options, *options]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
