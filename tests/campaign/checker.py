@@ -56,6 +56,11 @@ OF_ACCOUNT = {
     "email_tombstones": "account_id = {id}",
     "email_doomed_blobs": "account_id = {id}",
     "email_holds": "account_id = {id}",
+    "email_events": "account_id = {id}",
+    "webhook_deliveries": "account_id = {id}",
+    "email_damages": "account_id = {id}",
+    "email_exports": "account_id = {id}",
+    "email_export_parts": "account_id = {id}",
 }
 #: Tables whose rows hang on rows that must be there.
 HANGING = {

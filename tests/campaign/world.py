@@ -56,6 +56,8 @@ LONGEST = 420
 WORKING = 5
 #: Seconds between two looks at what goes on.
 LOOK = 0.2
+#: What must be empty too when every account is deleted, blobs and temporary files of any age.
+OF_NOTHING = ("leaked", "missing", "unexpected", "corrupt", "orphan", "stuck")
 DRAMATIQ = [sys.executable, "-m", "dramatiq", "mailpoll.actors", "--skip-logging"]
 #: One process for all queues starts in half the time of two.
 EVERYTHING = {"everything": [*DRAMATIQ, "--processes", "1", "--threads", "4"]}
@@ -541,7 +543,7 @@ class World:
             assert job is not None
             actors.delete_account.fn(job.id)
             self.deleted[uuid] = address
-        assert_clean(self.check("--gc", "0"), only=("leaked", "missing", "unexpected", "corrupt"))
+        assert_clean(self.check("--gc", "0"), only=OF_NOTHING)
         return report
 
 
