@@ -52,7 +52,7 @@ HEARTBEATS = "mailpoll:__heartbeats__"
 ALWAYS = 1_000_000
 #: Seconds that is waited in real time: what recovers after its bound is to have a figure.
 LONGEST = 420
-#: Seconds after which a process has begun to work.
+#: Seconds after its first connection until a process has begun to work: it may load for long.
 WORKING = 5
 #: Seconds between two looks at what goes on.
 LOOK = 0.2
@@ -408,12 +408,13 @@ class World:
         time.sleep(LOOK)
 
     def _measure(self) -> None:
-        """Note what each process has that has run for some seconds, once."""
+        """Note what each process has that has been connected for some seconds, once."""
         now = time.monotonic()
         for role in self.processes:
             for pid in self.tasks(role):
-                began = self._began.setdefault(pid, now)
-                if pid not in self.before and now - began > WORKING and (used := usage(pid)):
+                if pid in self.before or not (used := usage(pid)) or not used["connections"]:
+                    continue
+                if now - self._began.setdefault(pid, now) > WORKING:
                     self.before[pid] = used
 
     def until(self, done: Callable[[], Any], seconds: float, what: str) -> float:
