@@ -161,12 +161,16 @@ def _sessions(post: Post) -> int:
 @fault(
     "F10",
     "a process stands still beyond its lease, and comes back",
-    variants=("blobs-durable", "before-commit", "before-finish"),
+    variants=("blobs-durable",),
+)
+# Stopped inside a transaction of SQLite, it would stop every writer: that is no lease's matter.
+@fault(
+    "F10",
+    "a process stands still beyond its lease, and comes back",
+    variants=("before-commit", "before-finish"),
+    sets=(PRODUCTION,),
 )
 def zombie(world: World, point: str) -> None:
-    # Stopped inside a transaction of SQLite, it would stop every writer: that is no lease's matter.
-    if point.startswith("before") and world.backing.name == EMBEDDED:
-        return
     world.announced.append("LeaseLost|Timeout|OperationalError")
     post = world.account()
     world.deliver(post, 12)
