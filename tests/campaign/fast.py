@@ -399,7 +399,6 @@ def lost_puts(world: World, _: str) -> None:
     "F44",
     "the connection is reset in the middle of a message",
     variants=("first", "second", "half", "last"),
-    sets=(EMBEDDED,),
     fast=True,
 )
 def reset_in_literal(world: World, where: str) -> None:

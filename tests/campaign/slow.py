@@ -19,7 +19,7 @@ from mailpoll import actors, database
 from mailpoll.models import EmailAccount, EmailRawMessage
 from tests.campaign.case import ATTEMPT_BOUND, EMBEDDED, LEASE_BOUND, PRODUCTION, fault
 from tests.campaign.fast import expect
-from tests.campaign.mail import Post
+from tests.campaign.mail import Post, letter
 from tests.campaign.nemesis import (
     NEMESES,
     crash_postgres,
@@ -119,7 +119,7 @@ def random_kills(world: World, _: str) -> None:
     world.settle(240)
 
 
-@fault("F07", "the scheduler is away for two minutes, then back", sets=(EMBEDDED,), **REAL)
+@fault("F07", "the scheduler is away for two minutes, then back", **REAL)
 def no_scheduler(world: World, _: str) -> None:
     posts = [world.account() for _number in range(5)]
     for post in posts:
@@ -134,7 +134,6 @@ def no_scheduler(world: World, _: str) -> None:
 @fault(
     "F08",
     "two schedulers",
-    sets=(EMBEDDED,),
     hurry=False,
     commands={**REAL["commands"], "second": PROCFILE["scheduler"]},
 )
@@ -188,7 +187,7 @@ def zombie(world: World, point: str) -> None:
     expect(world, f"{point}.1.stop")
 
 
-@fault("F11", "SIGTERM during a large download", sets=(EMBEDDED,), bound=180, **REAL)
+@fault("F11", "SIGTERM during a large download", bound=180, **REAL)
 def terminated(world: World, _: str) -> None:
     post = world.account(proxy=True)
     world.proxies[post.address].faults = (bandwidth(1_000_000),)
@@ -204,6 +203,66 @@ def terminated(world: World, _: str) -> None:
     world.start("", "poller")
     world.healed()
     world.settle(240)
+
+
+#: Let the parser do something fatal with one message. A process loads it when it starts.
+POISONED = """
+import os, signal
+from mailpoll import parsing
+
+parse = parsing.parse
+
+def poisoned(raw):
+    content = raw if isinstance(raw, bytes) else raw.read_bytes()
+    if b"Subject: poison" in content:
+        {act}
+    return parse(raw)
+
+parsing.parse = poisoned
+"""
+POISONS = {
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "crashed": "os.kill(os.getpid(), signal.SIGSEGV)",
+    "endless": "while True: pass",
+    "eight-gigabytes": "bytearray(8 << 30)",
+}
+
+
+# A process that parses for ever is stopped after its deadline and a minute, which are 70 s here,
+# and what waits for its turn in it comes then.
+@fault(
+    "F13",
+    "a message kills its parser, keeps it for ever or takes 8 GB",
+    variants=tuple(POISONS),
+    bound=240,
+    variables={"MAILPOLL_POLL_DEADLINE": "10"},
+)
+def poison(world: World, how: str) -> None:
+    world.announced.append("MemoryError|TimeLimitExceeded|given up|exited unexpectedly")
+    # Given up: the message has failed, and its queue entry is kept for people to see.
+    world.checker_options += ["--failed", "--dead"]
+    customized = world.directory / "poison" / "sitecustomize.py"
+    customized.parent.mkdir()
+    customized.write_text(POISONED.format(act=POISONS[how]))
+    world.commands["everything"] = [
+        *("env", f"PYTHONPATH={customized.parent}:{world.child_environment['PYTHONPATH']}"),
+        *("prlimit", "--data=2000000000"),
+        *world.commands["everything"],
+    ]
+    post, other = world.account(), world.account()
+    world.deliver(post, 4)
+    raw, contents = letter(world.chance, 0)
+    post.deliver(raw.replace(b"Subject: message", b"Subject: poison"), contents)
+    world.deliver(post, 5)
+    world.deliver(other, 10)
+    world.start()
+    world.settle(300)
+    with database.connected():
+        failed = list(EmailRawMessage.select().where(EmailRawMessage.status == "failed"))
+        assert [row.size for row in failed] == [len(raw) - 1], [row.error for row in failed]
+        assert "given up after" in failed[0].error
+        done = EmailRawMessage.select().where(EmailRawMessage.status == "processed").count()
+    assert done == 19
 
 
 @fault("F15", "Redis is killed, and comes back", variants=("empty", "old"), **REAL)
@@ -252,7 +311,7 @@ def no_redis_connection_lasts(world: World, _: str) -> None:
     world.miss_workers()
 
 
-@fault("F22", "Redis forgets its scripts, and becomes read-only", sets=(PRODUCTION,), **REAL)
+@fault("F22", "Redis forgets its scripts, and becomes read-only", **REAL)
 def read_only_redis(world: World, _: str) -> None:
     world.announced.append(AWAY)
     post = world.account()
@@ -270,7 +329,7 @@ def read_only_redis(world: World, _: str) -> None:
     world.settle(150)
 
 
-@fault("F23", "Redis is frozen for longer than a heartbeat", sets=(EMBEDDED,), **REAL)
+@fault("F23", "Redis is frozen for longer than a heartbeat", **REAL)
 def frozen_redis(world: World, _: str) -> None:
     world.announced.append(AWAY)
     post = world.account()
@@ -441,7 +500,7 @@ def _copy_database(world: World, *, restore: bool) -> None:
             connection.execute(f'DROP DATABASE "{source}"'.encode())
 
 
-@fault("F60", "a message is as large as a process's memory may be", sets=(EMBEDDED,))
+@fault("F60", "a message is as large as a process's memory may be")
 def little_memory(world: World, _: str) -> None:
     world.announced.append("Memory|Traceback|unexpected error|can't start new thread")
     # Memory that it may write to: the address space is mostly reserved for threads, and not used.
@@ -705,7 +764,7 @@ def _beside(world: World, faults: tuple[Any, ...], seconds: float) -> None:
     world.settle(150)
 
 
-@fault("F45", "a mail server sends one byte every two seconds", sets=(EMBEDDED,), **REAL)
+@fault("F45", "a mail server sends one byte every two seconds", **REAL)
 def dripping(world: World, _: str) -> None:
     _beside(world, (Slicer(size=1, pause=2),), 90)
 
@@ -714,7 +773,6 @@ def dripping(world: World, _: str) -> None:
     "F46",
     "a mail server falls silent",
     variants=("connected", "greeted", "logged-in", "in-a-message"),
-    sets=(EMBEDDED,),
     **REAL,
 )
 def silent(world: World, where: str) -> None:
@@ -722,7 +780,7 @@ def silent(world: World, where: str) -> None:
     _beside(world, (BlackHole(after=after),), 60)
 
 
-@fault("F47", "a far and narrow way to a mail server", sets=(EMBEDDED,), **REAL)
+@fault("F47", "a far and narrow way to a mail server", **REAL)
 def far_and_narrow(world: World, _: str) -> None:
     # A round trip is no `Latency` beside a bandwidth: that would hold up each slice by itself, and
     # leave 9 KB of the 100 KB a second.
@@ -735,7 +793,7 @@ def far_and_narrow(world: World, _: str) -> None:
     world.settle(300)
 
 
-@fault("F61", "a process may open 64 files", sets=(EMBEDDED,))
+@fault("F61", "a process may open 64 files")
 def few_files(world: World, _: str) -> None:
     world.announced.append("Too many open files|" + AWAY)
     world.commands["everything"] = ["prlimit", "--nofile=64", *world.commands["everything"]]
@@ -746,7 +804,7 @@ def few_files(world: World, _: str) -> None:
     world.settle(120)
 
 
-@fault("F62", "a process gets a fifth of a core", sets=(EMBEDDED,), bound=240, **REAL)
+@fault("F62", "a process gets a fifth of a core", bound=240, **REAL)
 def starved(world: World, _: str) -> None:
     world.announced.append(AWAY)
     posts = [world.account() for _number in range(4)]
@@ -830,7 +888,7 @@ def wrong_clock(world: World, how: str) -> None:
     world.settle(240)
 
 
-@fault("F64", "the scheduler's clock is 31 seconds off", sets=(PRODUCTION,), bound=150, **REAL)
+@fault("F64", "the scheduler's clock is 31 seconds off", bound=150, **REAL)
 def skewed_scheduler(world: World, _: str) -> None:
     world.commands = dict(world.commands)
     _faked(world, "scheduler", "-31s")
@@ -845,7 +903,7 @@ def skewed_scheduler(world: World, _: str) -> None:
     world.settle(150)
 
 
-@fault("F67", "messages that no worker knows", sets=(EMBEDDED,))
+@fault("F67", "messages that no worker knows")
 def unknown_messages(world: World, _: str) -> None:
     world.announced.append("ActorNotFound|TypeError|unexpected|missing")
     world.checker_options.append("--dead")
