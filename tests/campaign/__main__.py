@@ -86,7 +86,8 @@ def run(case: Case, servers: Servers, directory: Path, seed: int) -> Result:
     try:
         with servers.backing(case.backing) as backing:
             result = play(case, backing, world, seed)
-        shutil.rmtree(world)
+        if not result.error:
+            shutil.rmtree(world)
         return result
     except Exception as error:
         seconds = time.monotonic() - start

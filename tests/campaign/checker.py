@@ -13,6 +13,7 @@ a list of what is in it. All must be empty.
 * ``stuck``: work that nobody has ended
 * ``leaked``: what is left of a deleted account
 * ``moved``: commands that could change a mailbox
+* ``held``: more descriptors, threads or connections of a process than before the fault
 * ``errors``: lines in the logs that no fault explains
 """
 
@@ -25,6 +26,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,8 +38,11 @@ import zstandard
 
 SETS = (
     *("lost", "unexpected", "duplicated", "corrupt", "missing", "orphan"),
-    *("stuck", "leaked", "moved", "errors"),
+    *("stuck", "leaked", "moved", "held", "errors"),
 )
+#: By how much a process may exceed what it had when its work began: threads connect to each server
+#: once, when they first need it. What leaks with each try of a fault's minute is far more.
+NOISE = {"descriptors": 64, "threads": 16, "connections": 64}
 #: Every table with rows of an account, and how to find those of one.
 OF_ACCOUNT = {
     "email_accounts": "uuid = {uuid}",
@@ -51,6 +56,11 @@ OF_ACCOUNT = {
     "email_tombstones": "account_id = {id}",
     "email_doomed_blobs": "account_id = {id}",
     "email_holds": "account_id = {id}",
+    "email_events": "account_id = {id}",
+    "webhook_deliveries": "account_id = {id}",
+    "email_damages": "account_id = {id}",
+    "email_exports": "account_id = {id}",
+    "email_export_parts": "account_id = {id}",
 }
 #: Tables whose rows hang on rows that must be there.
 HANGING = {
@@ -452,15 +462,17 @@ class Checker:
                     self._note("errors", path.name, line[:400])
 
     def _processes(self) -> None:
-        self.facts["processes"] = {
-            pid: {
-                "descriptors": len(list(Path(f"/proc/{pid}/fd").iterdir())),
-                "threads": len(list(Path(f"/proc/{pid}/task").iterdir())),
-                "connections": _connections(pid),
-            }
-            for pid in self.options.pid
-            if Path(f"/proc/{pid}").exists()
-        }
+        before: dict[int, dict[str, int]] = {}
+        for words in self.options.before:
+            pid, *amounts = map(int, words.split(":"))
+            before[pid] = dict(zip(NOISE, amounts, strict=True))
+        now = {pid: used for pid in self.options.pid if (used := usage(pid))}
+        for pid, used in now.items():
+            for what, noise in NOISE.items():
+                had = before.get(pid, used)[what]
+                if used[what] > had + noise:
+                    self._note("held", "process", pid, "has", used[what], what, "and had", had)
+        self.facts["processes"] = now
 
     def _times(self) -> None:
         """Seconds from a message's arrival, or the end of the faults, until it was processed."""
@@ -484,14 +496,18 @@ def _moment(value: Any) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _connections(pid: int) -> int:
-    links = []
-    for path in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            links.append(str(path.readlink()))
-        except OSError:
-            continue
-    return sum(link.startswith("socket:") for link in links)
+def usage(pid: int) -> dict[str, int]:
+    """What a process has of each of ``NOISE``; nothing when it has ended."""
+    root, links = Path(f"/proc/{pid}"), []
+    try:
+        threads = len(list((root / "task").iterdir()))
+        for path in (root / "fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                links.append(str(path.readlink()))
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    connections = sum(link.startswith("socket:") for link in links)
+    return {"descriptors": len(links), "threads": threads, "connections": connections}
 
 
 def _size(client: "redis.Redis[bytes]", key: bytes) -> int:
@@ -534,9 +550,10 @@ def main() -> int:
     parser.add_argument("--log", action="append", type=Path, default=[])
     parser.add_argument("--announced", action="append", default=[], help="expected in a log")
     parser.add_argument("--pid", action="append", type=int, default=[])
+    parser.add_argument("--before", action="append", default=[], metavar="PID:FDS:THREADS:SOCKETS")
     parser.add_argument("--gc", type=float, default=86_400, help="age of an orphan in seconds")
     parser.add_argument("--fault-end", type=float, default=0.0)
-    parser.add_argument("--settled", action="store_true", help="workers have had time to be missed")
+    parser.add_argument("--settled", action="store_true", help="nobody has work in hand")
     parser.add_argument("--dead", action="store_true", help="queues may have dead messages")
     parser.add_argument("--failed", action="store_true", help="messages may have failed")
     parser.add_argument("--unreadable", action="store_true", help="any verdict is good enough")

@@ -291,6 +291,7 @@ def stalled_redis(world: World, _: str, times: int = 1) -> None:
         time.sleep(11)
     world.healed()
     world.settle(90)
+    world.miss_workers()
 
 
 @fault("F20", "Redis is full, then there is room again", fast=True)
@@ -333,6 +334,7 @@ def lost_redis_replies(world: World, command: str) -> None:
     world.deliver(post, 5)
     world.settle(90)
     assert lost.done == 4
+    world.miss_workers()
 
 
 @fault(
@@ -397,7 +399,6 @@ def lost_puts(world: World, _: str) -> None:
     "F44",
     "the connection is reset in the middle of a message",
     variants=("first", "second", "half", "last"),
-    sets=(EMBEDDED,),
     fast=True,
 )
 def reset_in_literal(world: World, where: str) -> None:

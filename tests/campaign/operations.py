@@ -20,7 +20,7 @@ from mailpoll import database
 from mailpoll.crypto import key_id
 from mailpoll.models import EmailAccount
 from mailpoll.settings import new_key
-from tests.campaign.case import EMBEDDED, PRODUCTION, fault
+from tests.campaign.case import ATTEMPT_BOUND, EMBEDDED, PRODUCTION, fault
 from tests.campaign.fast import expect
 from tests.campaign.slow import AWAY, REAL, command, counted, stream
 from tests.campaign.world import EVERYTHING, KEY, PASSWORD, PROCFILE, TOKEN, World
@@ -96,6 +96,45 @@ def _asked(world: World, method: str, path: str, wanted: set[int], body: Any = N
 
     world.until(answered, 60, f"no answer to {method} {path}")
     return statuses
+
+
+@fault(
+    "F71",
+    "mailboxes are paused, resumed and polled more or less often while they are polled",
+    commands={**EVERYTHING, "web": PROCFILE["web"]},
+)
+def changed_meanwhile(world: World, _: str) -> None:
+    world.announced.append("Worker|WORKER|" + AWAY)
+    paused, kept = world.account(), world.account()
+    for post in (paused, kept):
+        world.deliver(post, 10)
+    world.start()
+    path = f"/email-accounts/{world.uuids[paused.address]}"
+    _asked(world, "GET", path, {200})
+    for seconds in (0, -1, 1):
+        status, told = _ask(world, "PATCH", path, {"poll_interval": seconds})
+        assert status == 422
+        assert "poll_interval" in json.dumps(told)
+    # Paused and resumed in the middle of its polls, again and again
+    for _number in range(10):
+        assert _ask(world, "POST", f"{path}/pause")[1]["state"] == "paused"
+        world.deliver(paused, 3)
+        assert _ask(world, "POST", f"{path}/resume")[1]["state"] == "active"
+        world.run_for(world.chance.uniform(0.1, 1))
+    # A pause ends what is under way at its next commit: nothing comes after that
+    _ask(world, "POST", f"{path}/pause")
+    world.run_for(3)
+    world.deliver(paused, 5)
+    before = counted()
+    world.run_for(8)
+    assert counted() == before
+    _ask(world, "POST", f"{path}/resume")
+    # The other is polled every five seconds from now on, which its next poll obeys
+    other = f"/email-accounts/{world.uuids[kept.address]}"
+    assert _ask(world, "PATCH", other, {"poll_interval": 5})[1]["poll_interval"] == 5
+    world.deliver(kept, 5)
+    world.healed()
+    world.settle(90)
 
 
 # The power fails
@@ -201,7 +240,11 @@ def evicting_redis(world: World, _: str) -> None:
 
 
 @fault(
-    "F29", "the disk of PostgreSQL is full, then there is room again", sets=(PRODUCTION,), **REAL
+    "F29",
+    "the disk of PostgreSQL is full, then there is room again",
+    sets=(PRODUCTION,),
+    bound=ATTEMPT_BOUND,
+    **REAL,
 )
 def full_postgres(world: World, _: str) -> None:
     world.announced.append("DiskFull|No space|could not extend|" + AWAY)

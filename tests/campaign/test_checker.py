@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,7 +18,7 @@ from mailpoll import database
 from mailpoll.actors.poll import poll
 from mailpoll.actors.process import process
 from mailpoll.models import EmailAccount, EmailRawMessage
-from tests.campaign.checker import SETS
+from tests.campaign.checker import NOISE, SETS, usage
 from tests.campaign.mail import Post
 from tests.campaign.world import PASSWORD, Backing, World
 from tests.servers.postgres import Postgres
@@ -226,12 +227,48 @@ def test_what_a_deletion_leaves_is_found(world: World) -> None:
     sql(
         "INSERT INTO email_jobs (uuid, kind, account_uuid, account_id, state, step, counts, "
         f"created_at, updated_at) VALUES ('{uuid4()}', 'delete_account', '{uuid}', 1, 'done', "
-        "'done', '{}', '2026-11-25', '2026-11-25')"
+        "'done', '{}', '2026-11-25', '2026-11-25')",
+        "INSERT INTO webhook_endpoints (uuid, url, description, secret, imports, payload, "
+        "body_limit, state, position, attempts, lease_token, created_at, updated_at) VALUES "
+        "('x', 'https://x.example', '', '', 0, 'ids', 1, 'active', 0, 0, 0, '2026-11-25', "
+        "'2026-11-25')",
+        "INSERT INTO webhook_deliveries (endpoint_id, event_number, event_type, account_id, "
+        "attempt, outcome, request, duration_ms, created_at) VALUES (1, 1, 'message.new', 1, 1, "
+        "'failed', '', 1, '2026-11-25')",
+        "INSERT INTO email_exports (uuid, account_id, format, selection, state, complete, "
+        "messages, unreadable, bytes, parts, expected, attempts, lease_token, created_at, "
+        "updated_at) VALUES ('x', 1, 'mbox', '{}', 'done', 1, 0, 0, 0, 1, 0, 1, 1, "
+        "'2026-11-25', '2026-11-25')",
+        "INSERT INTO email_export_parts (account_id, export_id, number, directory, size, sha256, "
+        "storage_type, storage_key) VALUES (1, 1, 1, 0, 1, 'x', 'local', 'x')",
+        "INSERT INTO email_damages (account_id, message_id, storage_key, kind, reason, found_at, "
+        "next_attempt_at) VALUES (1, 1, 'x', 'missing', '', '2026-11-25', '2026-11-25')",
     )
     # Then rows, blobs and keys are found
     text = json.dumps(world.check()["leaked"])
-    for what in ("email_accounts", "email_folders", "email_raw_messages", "blob local", "redis"):
+    rows = [f"email_{name}" for name in ("accounts", "folders", "raw_messages", "events")]
+    rows += ["webhook_deliveries", "email_damages", "email_exports", "email_export_parts"]
+    for what in (*rows, "blob local", "redis"):
         assert what in text
+
+
+def test_what_a_worker_never_ended_is_found_when_nobody_works(world: World) -> None:
+    client = redis.Redis.from_url(world.backing.redis.url)
+    client.sadd("mailpoll:__acks__.of-a-worker.process", "one")
+    # Who works has something in hand, and nobody else has
+    assert sets_found(world) == set()
+    assert sets_found(world, "--settled") == {"stuck"}
+
+
+def test_connections_that_a_process_had_not_before_are_found(world: World) -> None:
+    had = usage(os.getpid())
+    before = ":".join(map(str, (os.getpid(), *had.values())))
+    options = ("--pid", str(os.getpid()), "--before", before)
+    assert sets_found(world, *options) == set()
+    with ExitStack() as stack:
+        for _number in range(NOISE["connections"] + 10):
+            stack.enter_context(socket.socket())
+        assert sets_found(world, *options) == {"held"}
 
 
 def test_a_secret_in_a_file_is_found(world: World) -> None:

@@ -45,3 +45,4 @@ def test_all_mail_arrives_once_and_whole(case: Case, backing: Backing, tmp_path:
     result = play(case, backing, tmp_path / "world", SEED)
     if RESULTS in os.environ:
         report.add(Path(os.environ[RESULTS]), result)
+    assert not result.error, result.error

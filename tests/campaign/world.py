@@ -19,8 +19,10 @@ from typing import Any, Self
 
 import peewee
 import redis
+from dramatiq.common import dq_name
 
 from mailpoll import accounts, actors, database, queues
+from mailpoll.broker import QUEUES
 from mailpoll.models import (
     AccountState,
     EmailAccount,
@@ -32,7 +34,7 @@ from mailpoll.models import (
     JobState,
 )
 from mailpoll.settings import new_key, new_token
-from tests.campaign.checker import SETS
+from tests.campaign.checker import SETS, usage
 from tests.campaign.mail import Post, PostOffice, letter
 from tests.campaign.store import StoreLayer
 from tests.integration.system import configured
@@ -45,10 +47,17 @@ from tests.servers.valkey import Valkey
 ROOT = Path(__file__).parents[2]
 TOKEN, KEY = new_token(), new_key()
 PASSWORD = "canary-Zz9-password"
-#: Seconds that anything may take in real time.
+HEARTBEATS = "mailpoll:__heartbeats__"
+#: In a million commands of Dramatiq.
+ALWAYS = 1_000_000
+#: Seconds that is waited in real time: what recovers after its bound is to have a figure.
 LONGEST = 420
+#: Seconds after its first connection until a process has begun to work: it may load for long.
+WORKING = 5
 #: Seconds between two looks at what goes on.
 LOOK = 0.2
+#: What must be empty too when every account is deleted, blobs and temporary files of any age.
+OF_NOTHING = ("leaked", "missing", "unexpected", "corrupt", "orphan", "stuck")
 DRAMATIQ = [sys.executable, "-m", "dramatiq", "mailpoll.actors", "--skip-logging"]
 #: One process for all queues starts in half the time of two.
 EVERYTHING = {"everything": [*DRAMATIQ, "--processes", "1", "--threads", "4"]}
@@ -122,6 +131,8 @@ class World:
         self.announced: list[str] = ["exited unexpectedly"]
         self.deaths = 0
         self.checker_options: list[str] = []
+        #: What processes had when they had begun to work, by their number.
+        self.before: dict[int, dict[str, int]] = {}
         self.supervised = True
         #: For mail servers and the proxies before them.
         self._ports = free_ports(150)
@@ -129,6 +140,7 @@ class World:
         self._number = 0
         self._last_tick = self._last_death = 0.0
         self._since = 0.0
+        self._began: dict[int, float] = {}
 
     # Life
 
@@ -213,14 +225,25 @@ class World:
         """A port that mail servers may have."""
         return self._unused.pop()
 
-    def account(self, rules: Sequence[Rule] = (), *, proxy: bool = False, **options: Any) -> Post:
-        """A new mailbox at a server of its own; a poll every five seconds."""
+    def account(
+        self,
+        rules: Sequence[Rule] = (),
+        *,
+        proxy: bool = False,
+        round_trip: float = 0.0,
+        **options: Any,
+    ) -> Post:
+        """A new mailbox at a server of its own; a poll every five seconds.
+
+        Parameters:
+          round_trip: seconds through the proxy to the server and back.
+        """
         self._number += 1
         address = f"box{self._number}@example.org"
         port = self.unused_port()
         if proxy:
             post = self.office.open(address, rules, **options)
-            made = Proxy(post.port, port=port)
+            made = Proxy(post.port, round_trip, port)
             self.proxies[address] = self._stack.enter_context(made)
         else:
             post = self.office.open(address, rules, port=port, **options)
@@ -280,6 +303,36 @@ class World:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self.processes.clear()
+
+    def end(self) -> None:
+        """End all processes in good order: they put back what they have in hand."""
+        for role in self.processes:
+            self.signal(role, signal.SIGTERM)
+        for process in self.processes.values():
+            process.wait(30)
+        self.stop()
+
+    def miss_workers(self) -> None:
+        """Let all that workers had in hand come back, work it off, and end: nobody has any then.
+
+        An answer of Redis that was lost, or a death, leaves messages in hand. Dramatiq puts them
+        back when the process has been gone for a minute, which passes at once here.
+        """
+        self.end()
+        client = redis.Redis.from_url(self.backing.redis.url)
+        for worker in client.zrange(HEARTBEATS, 0, -1):
+            client.zadd(HEARTBEATS, {worker: 1})
+        broker = actors.poll_account.broker
+        chance, broker.maintenance_chance = broker.maintenance_chance, ALWAYS
+        for queue in QUEUES:
+            broker.do_qsize(queue)
+            broker.do_qsize(dq_name(queue))
+        broker.maintenance_chance = chance
+        self.start()
+        self._since = time.time()
+        self.until(lambda: not self.restless(), LONGEST, "not worked off")
+        self.end()
+        self.checker_options.append("--settled")
 
     def kill(self, role: str) -> None:
         """SIGKILL a process with its children; it is started again."""
@@ -351,7 +404,18 @@ class World:
         pause = 1 if self.hurry else HOURLY_PAUSE
         if (self.hurry or self.fault_end) and time.monotonic() - self._last_tick > pause:
             self.tick()
+        self._measure()
         time.sleep(LOOK)
+
+    def _measure(self) -> None:
+        """Note what each process has that has been connected for some seconds, once."""
+        now = time.monotonic()
+        for role in self.processes:
+            for pid in self.tasks(role):
+                if pid in self.before or not (used := usage(pid)) or not used["connections"]:
+                    continue
+                if now - self._began.setdefault(pid, now) > WORKING:
+                    self.before[pid] = used
 
     def until(self, done: Callable[[], Any], seconds: float, what: str) -> float:
         """Wait under supervision; the seconds that it took."""
@@ -459,6 +523,8 @@ class World:
         for role in self.processes:
             for pid in self.tasks(role):
                 command += ["--pid", str(pid)]
+        for pid, used in self.before.items():
+            command += ["--before", ":".join(map(str, (pid, *used.values())))]
         command += ["--canary", PASSWORD, "--search", str(self.directory)]
         command += ["--fault-end", str(self.fault_end), *self.checker_options, *options]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -478,7 +544,7 @@ class World:
             assert job is not None
             actors.delete_account.fn(job.id)
             self.deleted[uuid] = address
-        assert_clean(self.check("--gc", "0"), only=("leaked", "missing", "unexpected", "corrupt"))
+        assert_clean(self.check("--gc", "0"), only=OF_NOTHING)
         return report
 
 
