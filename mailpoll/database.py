@@ -32,6 +32,8 @@ from . import turns
 BUSY_TIMEOUT = 30_000
 #: Seconds between two looks at another process's transaction.
 LOCK_PAUSE = 0.0005
+#: SQLite: bytes of its log above which it is emptied, and milliseconds that readers get for it.
+LOG_LIMIT, LOG_PATIENCE = 64_000_000, 500
 #: Seconds that a thread waits for a free connection of the pool.
 POOL_WAIT = 30
 #: PostgreSQL, milliseconds: a lock is waited for as in SQLite; and a process that stands still in
@@ -417,16 +419,32 @@ def is_away(error: BaseException) -> bool:
     return state is None or state.startswith(WHOLE)
 
 
-def checkpoint() -> bool:
+def checkpoint(patience: int = BUSY_TIMEOUT) -> bool:
     """Let nothing of earlier transactions stay in SQLite's log; false while readers hold it.
 
     What is deleted is overwritten in the file, but the log has the pages as they were before.
+
+    Parameters:
+      patience: milliseconds to wait for readers, in which nobody writes.
     """
     if not is_sqlite():
         return True
     with connected(), _writing():
-        (busy, *_) = proxy.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        proxy.execute_sql(f"PRAGMA busy_timeout = {patience}")
+        try:
+            (busy, *_) = proxy.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            proxy.execute_sql(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
     return not busy
+
+
+def shorten_log() -> None:
+    """Empty SQLite's log when it is long: while somebody always reads, SQLite only adds to it."""
+    if not is_sqlite():
+        return
+    log = Path(f"{proxy.database}-wal")
+    if log.exists() and log.stat().st_size > LOG_LIMIT:
+        checkpoint(LOG_PATIENCE)
 
 
 def now() -> datetime:

@@ -95,6 +95,7 @@ def sweep() -> None:
     if messages:
         sweep.broker.enqueue_all(messages)
     receipts.forget_old()
+    database.shorten_log()
 
 
 @dramatiq.actor(queue_name=MAINTENANCE, priority=20, periodic=cron("17 * * * *"))

@@ -1,5 +1,6 @@
 """What databases refuse: locks that are held for ever, more than the disk takes, what is wrong."""
 
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -100,6 +101,29 @@ def test_a_full_sqlite_is_away_and_a_wrong_statement_is_not(embedded: System) ->
     with pytest.raises(database.AWAY) as wrong, database.connected():
         database.proxy.execute_sql("SELECT nothing FROM nowhere")
     assert not database.is_away(wrong.value)
+
+
+def test_a_long_log_of_sqlite_is_emptied_and_does_not_wait_for_readers(
+    embedded: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "LOG_LIMIT", 0)
+    log = Path(f"{database.proxy.database}-wal")
+    with sqlite3.connect(database.proxy.database) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT COUNT(*) FROM email_accounts").fetchone()
+        with database.transaction():
+            database.proxy.execute_sql("CREATE TABLE some (n INTEGER)")
+        # Given a reader that needs the log as it was
+        actors.sweep.fn()
+        assert log.stat().st_size > 0
+        reader.rollback()
+    # When it has done with it
+    actors.sweep.fn()
+    assert log.stat().st_size == 0
+    with database.connected():
+        assert database.proxy.execute_sql("PRAGMA busy_timeout").fetchone() == (
+            database.BUSY_TIMEOUT,
+        )
 
 
 def test_who_writes_all_the_time_lets_others_write_between(
