@@ -22,10 +22,11 @@ def news(number: int, occasion: int) -> bytes:
     return f"{head}{TEXT}\r\n{_text(rng, 5_000)}".encode()
 
 
-def attached(name: str, size: int) -> bytes:
+def attached(name: str, size: int, text: str = "") -> bytes:
     """A message with an attachment of ``size`` bytes, the same for the same arguments."""
     rng = random.Random(f"{name} {size}")
-    return (_head(rng, f"{name}@bench.example.org") + _with_attachment(rng, size)).encode()
+    head = _head(rng, f"{name}@bench.example.org")
+    return (head + _with_attachment(rng, size, text)).encode()
 
 
 def _message(rng: random.Random, message_id: str) -> bytes:
@@ -36,7 +37,7 @@ def _message(rng: random.Random, message_id: str) -> bytes:
     if draw < 0.91:
         return (head + _alternative(rng, 30_000)).encode()
     size = rng.randrange(80_000, 220_000) if draw < 0.99 else 1_100_000  # 1.5 MB in base64
-    return (head + _with_attachment(rng, size)).encode()
+    return (head + _with_attachment(rng, size, "")).encode()
 
 
 def _head(rng: random.Random, message_id: str) -> str:
@@ -68,11 +69,11 @@ def _alternative(rng: random.Random, size: int) -> str:
     )
 
 
-def _with_attachment(rng: random.Random, size: int) -> str:
+def _with_attachment(rng: random.Random, size: int, text: str) -> str:
     data = base64.encodebytes(rng.randbytes(size)).decode().replace("\n", "\r\n")
     return (
         'Content-Type: multipart/mixed; boundary="mix"\r\n\r\n'
-        f"--mix\r\nContent-Type: text/plain\r\n\r\n{_text(rng, 2_000)}\r\n"
+        f"--mix\r\nContent-Type: text/plain\r\n\r\n{text or _text(rng, 2_000)}\r\n"
         '--mix\r\nContent-Type: application/pdf; name="report.pdf"\r\n'
         'Content-Disposition: attachment; filename="report.pdf"\r\n'
         f"Content-Transfer-Encoding: base64\r\n\r\n{data}\r\n--mix--\r\n"

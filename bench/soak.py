@@ -34,9 +34,10 @@ import redis
 import urllib3
 from peewee import fn
 
-from bench import wide
+from bench import corpus, wide
 from bench.contenders.mailpoll import Api
 from bench.results import DIRECTORY, Cell, Plot, Result, Table
+from bench.search import Language, lines
 from bench.usage import PAGE, Usage
 from bench.wide import SETS, Polls, Run, WideDovecot, percentile, say, user, wait_until
 from mailpoll import database
@@ -50,6 +51,8 @@ SAMPLE, FAULT = 10, 300
 TURNOVER = 5
 #: Bytes: sizes are log-normal with a mean of 75 kB, and one message in 2,000 has this size.
 MEDIAN, SIGMA, LARGE = 20_000, 1.626, 25_000_000
+#: Characters that a byte takes in an attachment, line ends included.
+IN_BASE64 = 4 / 3 * 78 / 76
 #: What breaks parsers, one message in a hundred.
 HOSTILE = (
     b"Content-Type: multipart/mixed; boundary=" + b"x" * 5_000 + b"\r\n\r\n--y\r\n" * 2_000,
@@ -138,6 +141,7 @@ class Mail:
     boxes: list[int]
     sent: dict[str, tuple[int, float]] = field(default_factory=dict)
     chance: random.Random = field(default_factory=lambda: random.Random(1))
+    language: Language = field(default_factory=Language)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -145,23 +149,23 @@ class Mail:
         number = 0
         while not self.stopped.wait(max(0.0, due - time.monotonic())):
             box = self.chance.choice(self.boxes)
-            name = f"{number}.{box}@soak.example.org"
-            self.sent[name] = (box, time.time())
+            name = f"{number}.{box}"
+            self.sent[f"{name}@bench.example.org"] = (box, time.time())
             self.dovecot.deliver(user(box), self._letter(name))
             number += 1
             due += 1 / self.rate
 
     def _letter(self, name: str) -> bytes:
-        head = f"Message-ID: <{name}>\r\nDate: Mon, 23 Nov 2026 10:00:00 +0000\r\n".encode()
         luck = self.chance.random()
         if luck < 0.01:
+            head = f"Message-ID: <{name}@bench.example.org>\r\n".encode()
             return head + self.chance.choice(HOSTILE)
         size = min(2_000_000, int(self.chance.lognormvariate(math.log(MEDIAN), SIGMA)))
         if luck > 1 - 1 / 2_000:
             size = LARGE
-        text = self.chance.randbytes(size // 2).hex()
-        lines = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
-        return head + b"From: ann@example.org\r\nSubject: soak\r\n\r\n" + lines.encode() + b"\r\n"
+        length = min(3_000, max(5, int(self.chance.lognormvariate(4.8, 0.9))))
+        text = "\r\n".join(map(" ".join, lines(self.language.text(self.chance, length))))
+        return corpus.attached(name, max(1, int((size - len(text)) / IN_BASE64)), text)
 
 
 @dataclass
