@@ -82,6 +82,13 @@ def messages(
       quoted_once: the file is of the older dialect "mboxo", which quotes ``From`` alone.
     """
     reader = _Reader(account_uuid, limit, manifest, quoted_once)
+    try:
+        yield from _read(file, reader)
+    finally:
+        reader.discard()  # what a damaged file leaves unfinished
+
+
+def _read(file: Readable, reader: "_Reader") -> Iterator[tuple[Collector, str, datetime | None]]:
     kept = b""
     for fresh, line in _lines(file):
         piece, kept = kept + line, b""
@@ -157,6 +164,11 @@ class _Reader:
                 whole = without
         collector.write(whole)
         return collector, collector.sha256(), self._date
+
+    def discard(self) -> None:
+        """Drop the message that has begun and not ended."""
+        if self._collector is not None:
+            self._collector.discard()
 
     def _known(self, sha256: str) -> bool:
         """Whether it is a message's; where that is told, of this one and not of any other."""

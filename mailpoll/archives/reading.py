@@ -365,6 +365,8 @@ def _place(parts: tuple[str, ...]) -> str | bool | None:
     """The folder of a Maildir's message; true for any other file, ``None`` for no message."""
     if not parts or (len(parts) == 1 and NAME.fullmatch(parts[0])):
         return None
+    if parts[-1].startswith("._") or "__MACOSX" in parts:
+        return None  # what macOS keeps beside each file (AppleDouble)
     if len(parts) >= 2 and parts[-2] in ("cur", "new"):
         # Programs' own files: the messages of a Maildir never begin with a dot.
         return None if parts[-1].startswith(".") else _maildir_folder(parts[:-2])

@@ -690,6 +690,8 @@ class NewExport(ExportQuery):
     def _one_choice(self) -> Self:
         if self.message_ids is not None and (self.folder or self.since or self.until):
             raise ValueError("message_ids: cannot be given together with folder, since or until")
+        if self.message_ids is not None:
+            self.message_ids = list(dict.fromkeys(self.message_ids))  # an archive has each once
         return self
 
 

@@ -141,9 +141,9 @@ def test_any_ids_can_be_written_out(system: System, address: str, tmp_path: Path
     fill(system, tmp_path, other, [message("foreign")])
     ids = [row["id"] for row in system.messages(account)]
     foreign = [row["id"] for row in system.messages(other)]
-    chosen = [ids[2], *foreign, ids[0], 2**62]
+    chosen = [ids[2], *foreign, ids[0], 2**62, ids[2]]
     found = selection.of_ids(account_row(account), iter(chosen))
-    assert [one.id for one in found] == [ids[2], ids[0]]
+    assert [one.id for one in found] == [ids[2], ids[0], ids[2]]
     export = make(system, account, "manifest", message_ids=chosen)
     lines = manifest("manifest", fetch(system, export["id"]))
     assert [line["id"] for line in lines] == [ids[2], ids[0]]

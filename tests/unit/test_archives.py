@@ -268,6 +268,28 @@ def test_the_older_dialect_keeps_what_was_quoted_before(tmp_path: Path) -> None:
     assert contents(path, older) == [b"A: b\n\nFrom x\n>>From y\n"]
 
 
+def test_what_a_damaged_file_leaves_unfinished_is_not_kept(tmp_path: Path, spooled: Path) -> None:
+    class Damaged(io.BytesIO):
+        def readline(self, size: int | None = -1) -> bytes:
+            line = super().readline(size)
+            if not line:
+                raise Unreadable("it is cut")
+            return line
+
+    file = Damaged(b"From a@b Thu Feb  1 12:00:00 2018\n" + (b"x" * 999 + b"\n") * 3_000)
+    with closing(Manifest()) as lines, pytest.raises(Unreadable):
+        list(mbox.messages(file, UUID, 10_000_000, lines))
+    assert list(spooled.iterdir()) == []
+
+
+def test_what_macos_adds_to_a_zip_is_no_mail(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("mail/a.eml", b"Subject: 1\n\nx\n")
+        file.writestr("__MACOSX/mail/._a.eml", b"\x00\x05\x16\x07" + b"\0" * 60)
+        file.writestr("mail/._b.eml", b"\x00\x05\x16\x07" + b"\0" * 60)
+    assert contents(tmp_path / "x.zip") == [b"Subject: 1\n\nx\n"]
+
+
 def test_a_file_of_one_endless_line(tmp_path: Path) -> None:
     path = write(tmp_path / "x", b"From a@b Thu Feb  1 12:00:00 2018\n" + b"x" * 20_000_000)
     (reason,) = reasons(path).values()
