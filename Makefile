@@ -9,7 +9,7 @@ VENV_DOCS := .venv-docs
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # Tests wait for servers more than they compute, so more workers than cores pay.
-WORKERS ?= 8
+WORKERS ?= 6
 # Tests start hundreds of processes: modules are compiled once, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 PIP := pip install --quiet --disable-pip-version-check --require-hashes
