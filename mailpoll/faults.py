@@ -25,7 +25,7 @@ POINTS = (
     *("local-emptied", "objects-deleted", "stores-emptied"),
     *("fell-back", "copied", "local-removed", "moved"),
     *("account-written", "account-added", "keys-page", "key-removed"),
-    *("before-retention", "retention-committed", "retention-blobs-deleted"),
+    *("before-retention", "retention-committed", "blobs-doomed", "retention-blobs-deleted"),
 )
 #: Seconds of ``sleep``.
 DAWDLE = 5

@@ -624,6 +624,16 @@ class EmailFolder(Table):
     def imported(self) -> bool:
         return self.low is not None and self.low <= 1
 
+    def last_proved(self, last_success: datetime | None) -> datetime | None:
+        """When every message was accounted for; ``last_success``: the account's last good poll.
+
+        One that finds the server's numbers unchanged proves again what was complete before.
+        """
+        proved: datetime | None = self.proved_at
+        if proved and last_success and self.complete and self.last_error is None:
+            return max(proved, last_success)
+        return proved
+
     @property
     def archived(self) -> bool:
         """Whether it is a folder of an import, which no server lists."""
@@ -954,11 +964,13 @@ class EmailTombstone(Table):
 
 
 class EmailDoomedBlob(Table):
-    """A content whose rows retention has deleted, and whose blob it has yet to."""
+    """A content whose rows retention has deleted, and what became of its blob: see ``doomed``."""
 
     account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
     sha256 = CharField(64)
     doomed_at = TimestampField()
+    begun_at = TimestampField(null=True)
+    gone_at = TimestampField(null=True)
 
     class Meta:
         table_name = "email_doomed_blobs"

@@ -24,7 +24,10 @@ def for_reason(reason: str, limit: int) -> list[int]:
         .limit(limit)
     )
     with database.transaction():
-        ids = [message_id for (message_id,) in rows.tuples()]
+        found = dict(rows.select(table.id, table.account).tuples())
+        for account_id in sorted(set(found.values())):
+            EmailAccount.lock(account_id)  # see ``doomed``
+        ids = list(found)
         changed = table.update(
             status=MessageStatus.STORED, attempts=0, error=None, next_attempt_at=database.now()
         ).where(table.id.in_(ids), table.status == MessageStatus.FAILED)
@@ -42,6 +45,7 @@ def one(message: EmailRawMessage) -> bool:
     """Make a failed message ready to be processed again; false when it has not failed."""
     table = EmailRawMessage
     with database.transaction():
+        EmailAccount.lock(message.account_id)  # see ``doomed``
         changed = (
             table.update(
                 status=MessageStatus.STORED, attempts=0, error=None, next_attempt_at=database.now()

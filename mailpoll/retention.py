@@ -15,8 +15,8 @@ from typing import Any
 import structlog
 from peewee import fn
 
-from . import audit, counters, database, faults, policy, removal, runtime
-from .blobs import StoreUnavailable, blob_key
+from . import audit, counters, database, doomed, faults, policy, removal
+from .blobs import StoreUnavailable
 from .imap import providers
 from .models import (
     EmailAccount,
@@ -29,7 +29,6 @@ from .models import (
     LeaseLost,
     Mark,
     MarkName,
-    MessageStatus,
 )
 from .policy import Policy, Rule
 from .settings import settings
@@ -37,7 +36,7 @@ from .sync import ledger, proof
 
 log = structlog.get_logger()
 
-#: Messages deleted in one transaction, and blobs together.
+#: Messages deleted in one transaction.
 PAGE = 200
 #: Seconds that the account's lease holds without progress.
 LEASE = 120
@@ -96,18 +95,9 @@ HELD = database.Statement("SELECT message_id FROM email_holds WHERE message_id I
 ATTACHED = database.Statement(
     "SELECT message_id, sha256, size FROM email_attachments WHERE message_id IN []"
 )
-DOOM = database.Statement("""
-    INSERT INTO email_doomed_blobs (account_id, sha256, doomed_at) VALUES (?, ?, ?)
-    ON CONFLICT DO NOTHING
-""")
 BURY = database.Statement("""
     INSERT INTO email_tombstones (account_id, sha256, email_id, size, deleted_at)
     VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
-""")
-#: Of a page of doomed contents, those that a row names by now.
-NAMED = database.Statement("""
-    SELECT sha256 FROM email_raw_messages WHERE account_id = ? AND sha256 IN []
-    UNION SELECT sha256 FROM email_attachments WHERE account_id = ? AND sha256 IN []
 """)
 EMPTY_DAYS = database.Statement("""
     DELETE FROM email_account_days WHERE account_id = ? AND day IN [] AND messages = 0
@@ -195,6 +185,13 @@ class Survey:
                 moment = database.moment(date)
                 yield Due(message_id, rule, sha256, moment, size + attached[message_id])
 
+    def still_due(self, rule: Rule, ids: Sequence[int]) -> list[int]:
+        """Those of a page that an import has not given a place again: it needs no lease."""
+        cutoff = self.policy.cutoff(rule, self._moment)
+        if rule is Rule.AGE or cutoff is None:
+            return list(ids)
+        return self._gone(ids, cutoff)
+
     def _old(self) -> Iterator[list[int]]:
         cutoff = self.policy.cutoff(Rule.AGE, self._moment)
         last: tuple[Any, int] = (EARLIEST, 0)
@@ -210,12 +207,21 @@ class Survey:
             last = page[-1]
 
     def _unproved(self) -> str | None:
-        """Which folder is not known to be complete: what left others may have come up there."""
-        if not self.policy.expunged_days:
+        """Which folder is not known to be complete: what left others may have come up there.
+
+        Nor is one that was not looked into since the last of what is due has left.
+        """
+        cutoff = self.policy.cutoff(Rule.EXPUNGED, self._moment)
+        if cutoff is None:
             return None
         for folder in self._folders.values():
-            if folder.gone_at is None and not self._unwanted(folder) and not folder.complete:
+            if folder.gone_at is not None or folder.archived or self._unwanted(folder):
+                continue
+            if not folder.complete:
                 return f"not every message of the folder {folder.name!r} is accounted for"
+            proved = folder.last_proved(self.account.last_success_at)
+            if proved is None or proved < cutoff:
+                return f"the folder {folder.name!r} was not looked into for days"
         return None
 
     def _unwanted(self, folder: EmailFolder) -> bool:
@@ -340,6 +346,7 @@ class Run:
             return True
         held = False
         for rule, ids in self._survey.pages():
+            faults.point("page-found")
             self._remove_page(rule, ids)
             held = held or _any_held(ids)
             if time.monotonic() >= self._until:
@@ -352,7 +359,7 @@ class Run:
         with database.transaction():
             self._account.keep(LEASE)
             self._check()
-            rows = FREE.run(list(ids), self._account.id).fetchall()
+            rows = FREE.run(self._survey.still_due(rule, ids), self._account.id).fetchall()
             if not rows:
                 return
             ids = [row[0] for row in rows]
@@ -390,8 +397,7 @@ class Run:
 
     def _note_contents(self, rule: Rule, rows: Sequence[Any], attached: Sequence[Any]) -> None:
         account, moment = self._account.id, database.timestamp(database.now())
-        digests = sorted({row[1] for row in (*rows, *attached)})
-        DOOM.run_many([(account, digest, moment) for digest in digests])
+        doomed.doom(account, [row[1] for row in (*rows, *attached)])
         if rule is Rule.AGE:
             BURY.run_many(
                 [(account, sha256, name, size, moment) for _, sha256, size, _, name in rows]
@@ -433,58 +439,11 @@ class Run:
 
     def _remove_blobs(self) -> bool:
         """Delete the blobs of doomed contents that no row names; whether none is left."""
-        table = EmailDoomedBlob
-        mine = table.account == self._account.id
-        while True:
-            with database.connected():
-                page = table.select(table.sha256).where(mine).order_by(table.sha256).limit(PAGE)
-                digests = [sha256 for (sha256,) in page.tuples()]
-            if not digests:
-                return True
-            if self._being_processed():
-                return False  # their attachments may have one of these contents
-            self._delete_unnamed(digests)
-            with database.transaction():
-                self._account.keep(LEASE)
-                table.delete().where(mine, table.sha256.in_(digests)).execute()
+        while (deleted := doomed.delete_page(self._account)) is not None:
+            self.tally.blobs += deleted
             if time.monotonic() >= self._until:
-                return False
-
-    def _being_processed(self) -> bool:
-        table = EmailRawMessage
-        with database.connected():
-            waiting = table.select().where(
-                table.account == self._account.id, table.status == MessageStatus.STORED
-            )
-            return bool(waiting.exists())
-
-    def _delete_unnamed(self, digests: Sequence[str]) -> None:
-        with database.transaction():
-            self._account.keep(LEASE)
-            named = {
-                sha256
-                for (sha256,) in NAMED.run(
-                    self._account.id, list(digests), self._account.id, list(digests)
-                ).fetchall()
-            }
-        keys = [blob_key(self._account.uuid, one) for one in digests if one not in named]
-        storage = runtime.storage()
-        for store_type in storage.stores:
-            storage.delete(keys, store_type)
-        self.tally.blobs += len(keys)
-        faults.point("retention-blobs-deleted")
-
-
-def doom(account_id: int, sha256: str) -> bool:
-    """Have a blob looked at, whose rows went while it was moved, in the caller's transaction.
-
-    Returns:
-      whether the account is there; else its deletion sees to the blob.
-    """
-    there = EmailAccount.visible().where(EmailAccount.id == account_id).exists()
-    if there:
-        DOOM.run(account_id, sha256, database.timestamp(database.now()))
-    return bool(there)
+                break
+        return not doomed.left(self._account.id)
 
 
 def _kept_for_a_time() -> Any:
@@ -506,9 +465,9 @@ def waiting() -> float:
 
 def due_accounts() -> list[EmailAccount]:
     """The accounts to go through now, those that were longest not first."""
-    table, doomed = EmailAccount, EmailDoomedBlob
+    table, blob = EmailAccount, EmailDoomedBlob
     late = table.retained_at.is_null() | (table.retained_at <= database.now() - PERIOD)
-    left = fn.EXISTS(doomed.select().where(doomed.account == table.id))
+    left = fn.EXISTS(blob.select().where(blob.account == table.id, blob.gone_at.is_null()))
     with database.connected():
         return list(
             table.visible()
@@ -518,12 +477,22 @@ def due_accounts() -> list[EmailAccount]:
 
 
 def run(seconds: float = SLICE) -> None:
-    """Go through the accounts that are due, for so many seconds. Runs twice without harm."""
+    """Go through the accounts that are due, for so many seconds. Runs twice without harm.
+
+    Those that are being polled are waited for when all others have had their turn.
+    """
+    doomed.forget()
     until = time.monotonic() + seconds
+    busy: list[int] = []
     for account in due_accounts():
         if time.monotonic() >= until:
             return
-        go_through(account.id, min(until, time.monotonic() + TURN))
+        if go_through(account.id, min(until, time.monotonic() + TURN), patience=0) is None:
+            busy.append(account.id)
+    for account_id in busy:
+        if time.monotonic() >= until:
+            return
+        go_through(account_id, min(until, time.monotonic() + TURN))
 
 
 def go_through(account_id: int, until: float, patience: float = PATIENCE) -> Tally | None:

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from peewee import SQL, Case, fn
@@ -158,7 +158,7 @@ def _folders(account: EmailAccount) -> list[dict[str, Any]]:
             "imported": folder.imported,
             "proof": _live_proof(folder),
             "complete": folder.complete,
-            "proved_at": _proved_at(folder, account),
+            "proved_at": folder.last_proved(account.last_success_at),
             "uidvalidity": folder.uidvalidity,
             "low": folder.low,
             "high": folder.high,
@@ -179,13 +179,6 @@ def _live_proof(folder: EmailFolder) -> dict[str, int] | None:
         "stored": proof["stored"] + since,
         "to_import": max(0, proof["to_import"] - since),
     }
-
-
-def _proved_at(folder: EmailFolder, account: EmailAccount) -> datetime | None:
-    """A poll that finds the server's numbers unchanged proves again what was complete before."""
-    if folder.complete and folder.last_error is None and account.last_success_at:
-        return max(folder.proved_at, account.last_success_at)  # type: ignore[no-any-return]
-    return folder.proved_at  # type: ignore[no-any-return]
 
 
 def _folders_by_proof() -> dict[str, int]:

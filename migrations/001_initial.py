@@ -309,8 +309,14 @@ CREATE TABLE email_doomed_blobs (
     account_id BIGINT NOT NULL REFERENCES email_accounts (id),
     sha256 VARCHAR(64) NOT NULL,
     doomed_at {time} NOT NULL,
+    begun_at {time},
+    gone_at {time},
     PRIMARY KEY (account_id, sha256)
 );
+CREATE INDEX email_doomed_blobs_left ON email_doomed_blobs (account_id, sha256)
+    WHERE gone_at IS NULL;
+CREATE INDEX email_doomed_blobs_gone_at ON email_doomed_blobs (gone_at)
+    WHERE gone_at IS NOT NULL;
 
 CREATE TABLE email_holds (
     id {id},

@@ -15,6 +15,7 @@ from .. import (
     audit,
     counters,
     database,
+    doomed,
     events,
     faults,
     receipts,
@@ -278,8 +279,10 @@ def _move(account_id: int, key: str, size: int, sha256: str) -> bool:
                 )
                 .execute()
             )
-        doomed = not moved and retention.doom(account_id, sha256)
-    if doomed:
+        unnamed = not moved and EmailAccount.lock(account_id)
+        if unnamed:  # else the account's deletion sees to it
+            doomed.doom(account_id, [sha256])
+    if unnamed:
         log.info("moved what was being deleted", key=key)
     faults.point("moved")
     return True

@@ -15,6 +15,7 @@ from .. import (
     accounts,
     counters,
     database,
+    doomed,
     faults,
     parsing,
     runtime,
@@ -278,6 +279,8 @@ def _store_attachments(parsed: Sequence[Parsed]) -> StorageType | None:
     }
     if not parts:
         return None
+    for account_id, digests in _contents(parsed).items():
+        doomed.before_put(account_id, digests)
     with ExitStack() as files:
         blobs = [
             NewBlob(key, part.size, part.sha256, _content(key, part, files))
@@ -286,6 +289,14 @@ def _store_attachments(parsed: Sequence[Parsed]) -> StorageType | None:
         kind = runtime.storage().put(blobs)
     faults.point("attachments-stored")
     return kind
+
+
+def _contents(parsed: Sequence[Parsed]) -> dict[int, list[str]]:
+    """The SHA-256 of all attachments by account."""
+    found: dict[int, list[str]] = {}
+    for message, content in parsed:
+        found.setdefault(message.account_id, []).extend(one.sha256 for one in content.attachments)
+    return found
 
 
 def _content(key: str, part: parsing.Attachment, files: ExitStack) -> bytes | Path:

@@ -4,6 +4,7 @@ Blobs durable, then one transaction of rows, then the queue. A message is its by
 already is not stored again, so that an import can be repeated, or ended and begun anew, any time.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from .. import accounts, audit, budgets, database, faults, runtime
+from .. import accounts, audit, budgets, database, doomed, faults, runtime
 from ..actors.poll import announce
 from ..imap import ImapError
 from ..models import (
@@ -40,6 +41,8 @@ log = structlog.get_logger()
 FOLDER = "Imported"
 #: Bytes at a message's begin among which its date is looked for.
 HEAD = 64_000
+#: Seconds to wait for the end of a deletion of blobs that are to be stored again.
+PATIENCE = 60.0
 #: Reasons that are remembered.
 REASONS = 100
 #: Of the places in a folder of an import.
@@ -179,18 +182,7 @@ class Intake:
             budgets.check_room(self._account)
         except ImapError as error:
             raise AccountFull(str(error)) from None
-        storage_type = self._ledger.put_blobs(bodies)
-        faults.point("blobs-durable")
-        try:
-            with database.transaction():
-                if not EmailAccount.lock(self._account.id):
-                    raise accounts.AccountGone(self._account.uuid)
-                ids, new = self._ledger.insert_messages(bodies, storage_type, True)
-                places = self._place(batch, ids, new)
-                faults.point("before-commit")
-        except accounts.AccountGone:
-            accounts.empty_if_deleted(self._account.id, self._account.uuid)
-            raise
+        ids, new, places = self._commit_undisturbed(batch)
         faults.point("committed")
         fresh = set(new)
         self.tally.new += len(new)
@@ -200,6 +192,46 @@ class Intake:
         self.tally.bytes += sum(stored.values())
         if new:
             announce(new, True)
+
+    def _commit_undisturbed(
+        self, batch: Sequence[tuple[Body, list[str]]]
+    ) -> tuple[dict[str, int], list[int], int]:
+        """Commit a batch; again, where retention deletes blobs of the same contents just now.
+
+        Raises:
+          StoreUnavailable: it has not come to an end in its time, or the store is away.
+        """
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._commit(batch)
+            except doomed.BeingDeleted:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.5)
+
+    def _commit(
+        self, batch: Sequence[tuple[Body, list[str]]]
+    ) -> tuple[dict[str, int], list[int], int]:
+        """Blobs durable, then rows: the ids of all, of the new ones, and how many places."""
+        bodies = [body for body, _ in batch]
+        deletions = doomed.before_put(self._account.id, [body.sha256 for body in bodies])
+        storage_type = self._ledger.put_blobs(bodies)
+        faults.point("blobs-durable")
+        try:
+            with database.transaction():
+                if not EmailAccount.lock(self._account.id):
+                    raise accounts.AccountGone(self._account.uuid)
+                ids, new = self._ledger.insert_messages(bodies, storage_type, True)
+                fresh = set(new)
+                inserted = [sha256 for sha256, one in ids.items() if one in fresh]
+                doomed.check(self._account.id, inserted, deletions)
+                places = self._place(batch, ids, new)
+                faults.point("before-commit")
+        except accounts.AccountGone:
+            accounts.empty_if_deleted(self._account.id, self._account.uuid)
+            raise
+        return ids, new, places
 
     def _count_only(self, bodies: Sequence[Body]) -> None:
         known = self._ledger.known(bodies)

@@ -9,6 +9,7 @@ from .base import (
     StorageType,
     StoreUnavailable,
     blob_key,
+    split_key,
 )
 from .fallback import Storage, storage_from_url
 from .form import Form
@@ -26,5 +27,6 @@ __all__ = [
     "StorageType",
     "StoreUnavailable",
     "blob_key",
+    "split_key",
     "storage_from_url",
 ]

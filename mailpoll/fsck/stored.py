@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from .. import database, parsing, runtime, spool
+from .. import database, doomed, parsing, runtime, spool
 from ..blobs import (
     BlobCorrupt,
     BlobMissing,
@@ -23,6 +23,7 @@ from ..blobs import (
     StorageType,
     StoreUnavailable,
     blob_key,
+    split_key,
 )
 from ..crypto import DecryptionError
 from ..imap import ImapError
@@ -38,7 +39,6 @@ from ..models import (
     EmailRawMessage,
     ExportState,
     JobState,
-    MessageStatus,
 )
 from ..settings import settings
 from .findings import Difference, Kind, Outcome, Repair, Tally
@@ -507,9 +507,9 @@ def _unnamed(
         if not unnamed:
             continue
         digests = [found.key.rpartition("/")[2] for found in unnamed]
-        named, doomed = _named(account, digests), _doomed(account, digests)
+        named, going = _named(account, digests), _doomed(account, digests)
         for found in unnamed:
-            if found.key.rpartition("/")[2] in doomed:
+            if found.key.rpartition("/")[2] in going:
                 continue  # retention is at it
             rows = named.get(found.key.rpartition("/")[2], {})
             if store_type in rows or not _exists(store, found.key):
@@ -517,7 +517,7 @@ def _unnamed(
             if rows:
                 yield _doubled(account, found, store_type, rows)
             else:
-                yield _orphan(account, found, store_type, store)
+                yield _orphan(account, found, store_type)
 
 
 def _chunked(listing: Iterable[Listed]) -> Iterator[list[Listed]]:
@@ -551,7 +551,9 @@ def _doomed(account: EmailAccount, digests: Sequence[str]) -> set[str]:
     table = EmailDoomedBlob
     with database.connected():
         rows = table.select(table.sha256).where(
-            table.account == account.id, table.sha256.in_(list(digests))
+            table.account == account.id,
+            table.sha256.in_(list(digests)),
+            table.gone_at.is_null(),
         )
         return {sha256 for (sha256,) in rows.tuples()}
 
@@ -570,36 +572,35 @@ def _doubled(
     )
 
 
-def _orphan(
-    account: EmailAccount, found: Listed, store_type: StorageType, store: BlobStore
-) -> Difference:
+def _orphan(account: EmailAccount, found: Listed, store_type: StorageType) -> Difference:
     difference = Difference(Kind.ORPHAN, account, key=found.key, detail=str(store_type))
     age = datetime.now(UTC) - found.modified_at
     if age < ORPHAN_AGE:
         difference.outcome = Outcome.RECENT
         difference.reason = "a poll may have just put it"
     else:
-        difference.mend = partial(_delete_orphan, found.key, store)
+        difference.mend = partial(_delete_orphan, found.key)
     return difference
 
 
-def _delete_orphan(key: str, store: BlobStore, account: EmailAccount | None) -> Repair:
-    """Delete a blob that nothing can come to name: no poll commits while the lease is held."""
+def _delete_orphan(key: str, account: EmailAccount | None) -> Repair:
+    """Delete a blob that nothing can come to name, as retention does."""
     assert account is not None
-    table, sha256 = EmailRawMessage, key.rpartition("/")[2]
-    with database.connected():
-        if (
-            table.select()
-            .where(table.account == account.id, table.status == MessageStatus.STORED)
-            .exists()
-        ):
-            return Repair(Outcome.LEFT, "messages wait to be processed, and it may become theirs")
+    sha256 = key.rpartition("/")[2]
     if sha256 in _named(account, [sha256]):
         return Repair(Outcome.REPAIRED, "a row names it by now")
     try:
-        store.delete([key])
+        split_key(key)
     except ValueError:
         return Repair(Outcome.LEFT, "it is not of a name that mailpoll gives")
+    with database.transaction():
+        account.keep(doomed.LEASE)
+        doomed.doom(account.id, [sha256])
+    while doomed.delete_page(account) is not None:
+        pass
+    if doomed.left(account.id):
+        reason = "messages wait to be processed, and it may become theirs: else it goes after them"
+        return Repair(Outcome.LEFT, reason)
     return Repair(Outcome.REPAIRED, "deleted")
 
 

@@ -222,7 +222,7 @@ def test_a_batch_that_comes_slowly_keeps_the_lease(
 ) -> None:
     # Given a lease that is shorter than a batch takes to arrive
     for module in (ledger, poll_module):
-        monkeypatch.setattr(module, "LEASE", 4)
+        monkeypatch.setattr(module, "LEASE", 8)
 
     def slowly() -> bytes:
         lines = server.answer(server.commands[-1], server.latest).split(b"* ")
@@ -238,7 +238,7 @@ def test_a_batch_that_comes_slowly_keeps_the_lease(
         # When another poller comes for the account until the first batch is stored
         wait_until(lambda: server.commands)
         while not rows() and poller.is_alive():
-            assert EmailAccount.lease(account.id, None, 4) is None
+            assert EmailAccount.lease(account.id, None, 8) is None
             time.sleep(0.1)
         poller.join()
         # Then it came in vain

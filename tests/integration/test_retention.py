@@ -2,8 +2,9 @@
 
 import json
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from mailpoll import (
     actors,
     audit,
     database,
+    doomed,
     events,
     faults,
     fsck,
@@ -26,6 +28,7 @@ from mailpoll import (
 )
 from mailpoll.actors.poll import poll
 from mailpoll.actors.process import process_message
+from mailpoll.archives import intake
 from mailpoll.blobs import Storage, StoreUnavailable
 from mailpoll.fsck import Tally
 from mailpoll.models import (
@@ -64,6 +67,13 @@ def letter(name: str, attached: str = "") -> bytes:
     )
     more = {"MIME_Version": "1.0", "Content_Type": 'multipart/mixed; boundary="b"'}
     return message(name, body, **more)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def raises(*_: Any) -> None:
+        raise error
+
+    return raises
 
 
 def subjects() -> list[str]:
@@ -457,7 +467,8 @@ def test_what_is_not_there_cannot_be_held(system: System, mixed: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "point", ["before-retention", "retention-committed", "retention-blobs-deleted"]
+    "point",
+    ["before-retention", "retention-committed", "blobs-doomed", "retention-blobs-deleted"],
 )
 def test_a_run_that_is_killed_anywhere_is_gone_on_with(
     system: System, mixed: str, tmp_path: Path, point: str
@@ -474,8 +485,7 @@ def test_a_run_that_is_killed_anywhere_is_gone_on_with(
     change_accounts(lease_until=None)
     retained()
     assert subjects() == ["0 days", "10 days"]
-    with database.connected():
-        assert EmailDoomedBlob.select().count() == 0
+    assert not doomed.left(account_row(mixed).id)
     # Two messages and the attachment that they share
     assert len(blobs(mixed)) == 3
 
@@ -646,3 +656,174 @@ def test_words_of_deleted_mail_are_erased_from_the_index(embedded: System, addre
     assert b"canary7" not in stored
     assert [hit["subject"] for hit in embedded.get("/admin/search", q="zebrafish8")["items"]]
     assert embedded.get("/admin/search", q="zebrafish7")["items"] == []
+
+
+# --- whoever stores without a lease
+
+
+def imported(system: System, account: str, path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    intake.run(account_row(account), [path])
+
+
+@pytest.mark.parametrize("rows", ["there", "gone"])
+def test_what_is_deleted_while_an_import_has_its_blobs_is_put_again(
+    system: System, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str
+) -> None:
+    keep(mixed, system, retention_days=30)
+    if rows == "gone":
+        with monkeypatch.context() as patch:
+            patch.setattr(doomed, "delete_page", lambda _: None)
+            run_actor()
+    deleted: list[str] = []
+
+    def deletes(point: str) -> None:
+        if point == "blobs-durable" and not deleted:
+            deleted.append(point)
+            run_actor()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "point", deletes)
+        imported(system, mixed, tmp_path / "alone.eml", letter("alone"))
+    work()
+    assert deleted
+    assert subjects() == ["0 days", "10 days", "alone"]
+    assert [one.as_line() for one in fsck.check(account_row(mixed), Tally(), offline=True)] == []
+
+
+def test_an_import_waits_for_a_deletion_that_has_begun(
+    system: System, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(mixed, system, retention_days=30)
+    importer: list[threading.Thread] = []
+    waits: list[bool] = []
+
+    def imports(point: str) -> None:
+        if point == "blobs-doomed" and not importer:
+            target = (system, mixed, tmp_path / "alone.eml", letter("alone"))
+            importer.append(threading.Thread(target=imported, args=target))
+            importer[0].start()
+            importer[0].join(1.0)
+            waits.append(importer[0].is_alive())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "point", imports)
+        run_actor()
+    importer[0].join(30)
+    work()
+    assert waits == [True]
+    assert subjects() == ["0 days", "10 days", "alone"]
+    assert [one.as_line() for one in fsck.check(account_row(mixed), Tally(), offline=True)] == []
+
+
+def test_a_worker_does_not_store_attachments_that_are_being_deleted(
+    system: System, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(mixed, system, retention_days=30)
+    refused: list[str] = []
+
+    def arrives(point: str) -> None:
+        if point == "blobs-doomed" and not refused:
+            refused.append("")  # once
+            imported(system, mixed, tmp_path / "new.eml", letter("new", "alone"))
+            with pytest.raises(StoreUnavailable) as error:
+                work()
+            refused[0] = str(error.value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "point", arrives)
+        run_actor()
+    assert refused == ["the store is deleting blobs that are needed again"]
+    work()
+    assert subjects() == ["0 days", "10 days", "new"]
+    assert [one.as_line() for one in fsck.check(account_row(mixed), Tally(), offline=True)] == []
+
+
+def test_a_deletion_that_was_killed_ends_though_a_message_waits_for_it(
+    system: System, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(mixed, system, retention_days=30)
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "delete", raising(StoreUnavailable("away")))
+        run_actor()
+    imported(system, mixed, tmp_path / "new.eml", letter("new", "alone"))
+    with pytest.raises(StoreUnavailable):
+        work()
+    run_actor()
+    work()
+    assert subjects() == ["0 days", "10 days", "new"]
+    assert [one.as_line() for one in fsck.check(account_row(mixed), Tally(), offline=True)] == []
+
+
+def test_what_is_gone_is_noted_for_an_hour(
+    system: System, mixed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(mixed, system, retention_days=30)
+    run_actor()
+    with database.connected():
+        rows = list(EmailDoomedBlob.select())
+    assert rows and all(row.gone_at for row in rows)
+    assert account_row(mixed).id not in [one.id for one in retention.due_accounts()]
+    monkeypatch.setattr(doomed, "KEPT", timedelta(0))
+    run_actor()
+    with database.connected():
+        assert EmailDoomedBlob.select().count() == 0
+
+
+def test_what_an_import_has_placed_meanwhile_stays(
+    scripted: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedImap(messages={1: letter("left"), 2: letter("stays")}) as server:
+        account = polled(add(server, retention_expunged_days=7))
+        work()
+        del server.messages[1]
+        account = compared(account)
+        expunged(8)
+        placed: list[str] = []
+
+        def places(point: str) -> None:
+            if point == "page-found" and not placed:
+                placed.append(point)
+                imported(scripted, account.uuid, tmp_path / "left.eml", letter("left"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(faults, "point", places)
+            retained()
+        assert placed
+        assert subjects() == ["left", "stays"]
+
+
+def test_expunged_mail_stays_while_a_folder_was_not_looked_into(scripted: System) -> None:
+    with ScriptedImap(messages={n: letter(f"number {n}") for n in (1, 2)}) as server:
+        account = polled(add(server, retention_expunged_days=7))
+        work()
+        del server.messages[1]
+        compared(account)
+        expunged(8)
+        long_ago = database.now() - timedelta(days=7, hours=1)
+        with database.transaction():
+            EmailFolder.update(last_error="NO [UNAVAILABLE]", proved_at=long_ago).execute()
+        retained()
+        assert len(subjects()) == 2
+        polled(account)
+        retained()
+    assert subjects() == ["number 2"]
+
+
+def test_an_account_that_is_polled_just_now_does_not_hold_up_others(
+    system: System, mixed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(mixed, system, retention_days=30)
+    busy = accounts.create_archive("busy@example.org")
+    keep(busy.uuid, system, retention_days=30)
+    order: list[tuple[str, float]] = []
+
+    def goes(account_id: int, until: float, patience: float = 5.0) -> retention.Tally | None:
+        order.append((account_row(mixed).id == account_id, patience))
+        return None if account_id == busy.id else retention.Tally()
+
+    monkeypatch.setattr(retention, "go_through", goes)
+    change_accounts(retained_at=None)
+    run_actor()
+    assert sorted(order[:2]) == [(False, 0.0), (True, 0.0)]
+    assert order[2:] == [(False, 5.0)]
