@@ -23,8 +23,11 @@ RANKED, RANKED_PHRASES = 2_000, 100
 END = 2**63 - 1
 
 #: PostgreSQL is asked for the newest months first, so many at a time, and for the rest at last: so
-#: that of a word that is everywhere it reads only as many rows as are wanted.
+#: that of a word that is everywhere it reads only as many rows as are wanted. Only months that have
+#: mail are asked for, and those to come (mail has any date) together with the present one.
 MONTHS = (1, 5, 24)
+#: Months to come that are asked for one by one.
+FUTURE = 60
 #: Filters on words cost reading the words, of which PostgreSQL's planner knows nothing.
 PLANS = database.Statement("""
     SELECT set_config('enable_seqscan', 'off', TRUE), set_config('enable_indexscan', 'off', TRUE),
@@ -197,9 +200,8 @@ class _Search:
         if loose is None or not _positive(loose):
             yield from self._rows(*self._by_place(), low, before, limit)
             return
-        (newest,) = NEWEST.run().fetchone()
         with _plans():
-            for months, lower, upper in _windows(low, min(before, (newest or 0) + 1)):
+            for months, lower, upper in _windows(low, before):
                 for found in self._rows(*self._by_words(loose, months), lower, upper, limit):
                     limit -= 1
                     yield found
@@ -300,8 +302,10 @@ class _Search:
                 either = f"(EXISTS ({FLAGGED}) OR EXISTS ({has}))"
                 self._add(either, one.negated, str(value).lower(), value)
             case "thread":
-                rows = "SELECT id FROM email_raw_messages WHERE thread_id = ?"
-                self._add(f"s.message_id IN ({rows})", one.negated, value)
+                # The number of a thread is that of a message, whose thread may be another by now.
+                now = "SELECT thread_id FROM email_raw_messages WHERE id = ?"
+                rows = f"SELECT id FROM email_raw_messages WHERE thread_id = COALESCE(({now}), ?)"  # noqa: S608
+                self._add(f"s.message_id IN ({rows})", one.negated, value, value)
 
     def _bound(self, place: int, *, upper: bool) -> None:
         if upper:
@@ -321,7 +325,7 @@ class _Search:
 #: Stands among values for the two places.
 _BOUNDS = object()
 
-NEWEST = database.Statement("SELECT MAX(id) FROM email_search")
+NEWEST = database.Statement("SELECT MAX(id) FROM email_search WHERE id BETWEEN ? AND ?")
 
 
 @contextmanager
@@ -334,19 +338,34 @@ def _plans() -> Iterator[None]:
 
 def _windows(low: int, before: int) -> Iterator[tuple[Sequence[int], int, int]]:
     """Months, newest first, with the places between which they are looked at; then the rest."""
-    if low >= before:
-        return
-    last = document.month_of(moment_of(before - 1))
-    first = document.month_of(moment_of(low))
-    for count in MONTHS:
-        until = max(first, last - count + 1)
-        yield range(until, last + 1), low, before
-        last = until - 1
-        if last < first:
+    present = document.month_of(database.now())
+    sizes = iter(MONTHS)
+    size, window = next(sizes), list[int]()
+    for month in _months(low, before):
+        window.append(month)
+        if len(window) == FUTURE or sum(one <= present for one in window) == size:
+            yield window, low, before
+            end, size, window = month, next(sizes, 0), []
+            if not size:
+                yield (), low, _begin_of(end)
+                return
+    if window:
+        yield window, low, before
+
+
+def _months(low: int, before: int) -> Iterator[int]:
+    """The months between two places that have any message, newest first."""
+    while before > low:
+        (newest,) = NEWEST.run(low, before - 1).fetchone()
+        if newest is None:
             return
-    month = last + 1
-    end = datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC)
-    yield (), low, min(before, place_of(end))
+        month = document.month_of(moment_of(newest))
+        yield month
+        before = _begin_of(month)
+
+
+def _begin_of(month: int) -> int:
+    return place_of(datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC))
 
 
 def _folders(name: str) -> list[str]:

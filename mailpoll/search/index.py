@@ -241,6 +241,9 @@ def index_stored(ids: Sequence[int]) -> None:
     """Index messages from their rows, unless they are gone by now."""
     table = EmailRawMessage
     with database.transaction(durable=False):
+        # Whoever makes threads takes this first, and messages that move to other threads then.
+        for account_id in _accounts(ids):
+            threads.lock(account_id)
         page = (
             table.select(table, EmailAccount.id, EmailAccount.uuid)
             .join(EmailAccount)
@@ -261,6 +264,12 @@ def index_stored(ids: Sequence[int]) -> None:
                     table.id == message_id,
                     table.thread_id.is_null() | (table.thread_id != thread_id),
                 ).execute()
+
+
+def _accounts(ids: Sequence[int]) -> list[int]:
+    table = EmailRawMessage
+    rows = table.select(table.account).where(table.id.in_(ids)).distinct()
+    return sorted(account_id for (account_id,) in rows.tuples())
 
 
 def _names(rows: Sequence[EmailRawMessage]) -> dict[int, list[EmailAttachment]]:

@@ -51,7 +51,8 @@ class Search:
 def hits(query: search.Query, found: Sequence[search.Hit]) -> list[schemas.SearchHit]:
     """What is shown of hits; one that is gone by now is left out."""
     table = EmailRawMessage
-    columns = (*SUMMARY, table.text_body, EmailAccount.uuid)
+    text = fn.SUBSTR(table.text_body, 1, settings().search_text)  # no more of it is indexed
+    columns = (*SUMMARY, text.alias("text_body"), EmailAccount.uuid)
     with database.connected():
         query_rows = (
             table.select(*columns)

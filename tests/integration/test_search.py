@@ -1,18 +1,20 @@
 """``GET /admin/search`` and ``mailpoll search``: one behaviour on both databases."""
 
 import json
-from datetime import datetime
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from mailpoll import database, search
+from mailpoll import database, search, threads
 from mailpoll.actors import process_message
 from mailpoll.actors.process import process
 from mailpoll.cli import cli
 from mailpoll.models import EmailRawMessage, EmailSearch
-from mailpoll.search import finding, index
+from mailpoll.search import document, finding, index
 from tests.integration.rows import account_row
 from tests.integration.system import System, message
 
@@ -446,3 +448,50 @@ def test_a_text_is_indexed_up_to_its_limit(
     system.poll_and_process(account)
     assert len(system.get("/admin/search", q="early")["items"]) == 1
     assert system.get("/admin/search", q="late")["items"] == []
+
+
+def test_mail_of_years_to_come_hides_nothing_and_keeps_the_newest_months_apart(
+    system: System, address: str
+) -> None:
+    now = datetime.now(UTC)
+    moments = {
+        "far": datetime(2099, 5, 1, tzinfo=UTC),
+        "near": datetime(2050, 2, 1, tzinfo=UTC),
+        "now": now,
+        "before": now - timedelta(days=70),
+        "old": datetime(2009, 2, 1, tzinfo=UTC),
+        "older": datetime(1999, 12, 31, 23, 59, 59, tzinfo=UTC),
+    }
+    for name, moment in moments.items():
+        received_at = int(moment.timestamp())
+        system.dovecot.deliver(address, mail(name, "everywhere"), received_at=received_at)
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    hits = system.get("/admin/search", q="everywhere", sort="date")["items"]
+    assert [hit["subject"] for hit in hits] == list(moments)
+    hits = system.get("/admin/search", q="everywhere before:2050-01-01", sort="date")["items"]
+    assert [hit["subject"] for hit in hits] == list(moments)[2:]
+    # PostgreSQL reads what is to come with the present month, and then ever more months that are
+    months = [document.month_of(moment) for moment in moments.values()]
+    with database.connected():
+        windows = [list(window) for window, _, _ in finding._windows(0, finding.END)]
+    assert windows == [months[:3], months[3:]]
+
+
+def test_making_the_index_anew_waits_for_threads_before_it_takes_messages(
+    system: System, address: str
+) -> None:
+    system.dovecot.deliver(address, mail("one", "text"))
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    with database.connected():
+        row = EmailRawMessage.get()
+    with ThreadPoolExecutor(1) as pool:
+        # A worker that makes threads of new messages moves old ones to other threads
+        with database.transaction():
+            threads.lock(row.account_id)
+            reindexing = pool.submit(index.index_stored, [row.id])
+            time.sleep(0.5)
+            assert not reindexing.done()
+            threads.MOVE_MESSAGES.run(row.thread_id, row.account_id, [row.thread_id])
+        reindexing.result(30)

@@ -133,6 +133,9 @@ def test_a_thread_is_found_by_each_number_that_it_ever_had(system: System, addre
     assert len(set(threads_of(system, account).values())) == 1
     shown = [system.get(f"/admin/threads/{number}") for number in before.values()]
     assert shown[0] == shown[1]
+    for number in before.values():
+        hits = system.get("/admin/search", q=f"thread:{number}")["items"]
+        assert sorted(hit["subject"] for hit in hits) == ["a", "b", "both"]
     assert shown[0]["id"] in before.values()
     assert len(shown[0]["items"]) == 3
 
