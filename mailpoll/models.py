@@ -234,6 +234,8 @@ class EmailAccount(Table):
     retention_expunged_days = IntegerField(null=True)
     #: When retention last went through all its mail; null has it done soon.
     retained_at = TimestampField(null=True)
+    #: The last message of the account whose index is being made anew; 0: it is not.
+    reindexed_to = BigIntegerField(default=0)
     state = CharField(16, default=AccountState.ACTIVE)
     #: Fencing token of the lease: raised at each claim, checked by each commit.
     lease_token = BigIntegerField(default=0)

@@ -57,7 +57,8 @@ def _marked(pieces: list[Any]) -> "Text":
 def reindex(account: str | None, everything: bool, as_json: bool) -> None:
     """Bring the search index and the threads up to date from what is stored.
 
-    Can be ended at any time and run again, while everything else runs: it goes on where it was.
+    Can be ended at any time and run again, while everything else runs: it goes on where it was,
+    also with --all, of one mailbox or of all.
     """
     from .. import search
 

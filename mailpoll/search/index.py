@@ -201,21 +201,37 @@ def catch_up(
       account: only this one's; ``None`` is all.
       everything: also those that are indexed, for instance after a setting was changed.
     """
-    kept = everything and account is None
-    mark = Mark.all().get(MarkName.REINDEX) if kept else None
-    progress = Progress(0, position=mark.value if mark else 0)
+    progress = Progress(0, position=_begun(account) if everything else 0)
     with database.connected():
         progress.total = int(_due(account, progress.position, everything).count())
     while ids := _next(account, progress.position, everything):
         index_stored(ids)
         progress.done += len(ids)
         progress.position = ids[-1]
-        if kept:
-            Mark.set(MarkName.REINDEX, progress.position)
+        if everything:
+            _note(account, progress.position)
         told(progress)
-    if kept:
-        Mark.set(MarkName.REINDEX, 0)
+    if everything:
+        _note(account, 0)
     return progress
+
+
+def _begun(account: EmailAccount | None) -> int:
+    """The last message that was indexed anew by a run that was ended; 0: none was."""
+    if account is None:
+        mark = Mark.all().get(MarkName.REINDEX)
+        return mark.value if mark else 0
+    with database.connected():
+        row = EmailAccount.by_id(account.id)
+    return row.reindexed_to if row else 0
+
+
+def _note(account: EmailAccount | None, position: int) -> None:
+    if account is None:
+        Mark.set(MarkName.REINDEX, position)
+        return
+    with database.transaction(durable=False):
+        database.update(EmailAccount, {"reindexed_to": position}, "id = ?", account.id)
 
 
 def _due(account: EmailAccount | None, after: int, everything: bool) -> peewee.ModelSelect:

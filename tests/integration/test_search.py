@@ -398,11 +398,13 @@ def test_the_index_can_be_made_anew(system: System, account: str) -> None:
         assert set(found(system, query)) == names, query
 
 
+@pytest.mark.parametrize("alone", [False, True])
 def test_making_it_anew_goes_on_where_it_was(
-    system: System, account: str, monkeypatch: pytest.MonkeyPatch
+    system: System, account: str, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
     monkeypatch.setattr(index, "PAGE", 3)
     before = rows()
+    only = account_row(account) if alone else None
 
     class Killed(Exception):
         pass
@@ -412,12 +414,12 @@ def test_making_it_anew_goes_on_where_it_was(
             raise Killed
 
     with pytest.raises(Killed):
-        search.catch_up(None, killed, everything=True)
+        search.catch_up(only, killed, everything=True)
     told: list[int] = []
-    progress = search.catch_up(None, lambda now: told.append(now.done), everything=True)
+    progress = search.catch_up(only, lambda now: told.append(now.done), everything=True)
     assert (progress.done, progress.total, told) == (4, 4, [3, 4])
     assert rows() == before
-    assert search.catch_up(None, lambda _: None, everything=True).done == len(MAIL)
+    assert search.catch_up(only, lambda _: None, everything=True).done == len(MAIL)
 
 
 def test_fsck_finds_and_mends_what_the_index_lacks(system: System, account: str) -> None:
