@@ -716,6 +716,9 @@ class EmailRawMessage(Table):
     preview = TextField(null=True)
     #: The text was made from the HTML: the message has none of its own.
     text_derived = BooleanField(default=False)
+    #: The DKIM signatures as they were when somebody last had them checked: see ``signatures``.
+    dkim = JsonField(null=True)
+    dkim_checked_at = TimestampField(null=True)
     # Large columns last: SQLite reads the small ones without touching their pages.
     #: List of [name, value] in the order of the message.
     headers = JsonField(null=True)

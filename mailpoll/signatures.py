@@ -34,6 +34,10 @@ class Signature:
     reason: str = ""
 
 
+class _Unanswered(Exception):
+    """DNS did not answer. The library takes its own exception of that for a bad signature."""
+
+
 def check(raw: bytes) -> list[Signature]:
     """The signatures of a message, in its order. Asks DNS for their keys."""
     if len(raw) > MAX_BYTES:
@@ -54,7 +58,7 @@ def _checked(raw: bytes, place: int) -> Signature:
     try:
         if verifier.verify(idx=place, dnsfunc=_text_record):
             result = "pass"
-    except dkim.DnsTimeoutError:
+    except _Unanswered:
         result, reason = "temperror", "DNS did not answer"
     # The library raises whatever its parsers meet in a hostile signature.
     except Exception as error:
@@ -75,7 +79,7 @@ def _text_record(name: bytes, timeout: float = TIMEOUT) -> bytes | None:
     """A TXT record, as the library asks for it.
 
     Raises:
-      dkim.DnsTimeoutError: nobody has answered in time.
+      _Unanswered: nobody has in time.
     """
     try:
         answer = hosts.resolver(settings()).resolve(
@@ -84,5 +88,5 @@ def _text_record(name: bytes, timeout: float = TIMEOUT) -> bytes | None:
     except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer, UnicodeDecodeError):
         return None
     except (dns.exception.DNSException, OSError) as error:
-        raise dkim.DnsTimeoutError(str(error)) from None
+        raise _Unanswered(str(error)) from None
     return b"".join(next(iter(answer)).strings)

@@ -155,6 +155,8 @@ CREATE TABLE email_raw_messages (
     headers {json},
     text_body TEXT,
     text_derived BOOLEAN NOT NULL DEFAULT FALSE,
+    dkim {json},
+    dkim_checked_at {time},
     html_body TEXT,
     UNIQUE (account_id, sha256)
 );

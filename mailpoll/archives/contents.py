@@ -3,6 +3,7 @@
 import hashlib
 import io
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,6 +46,18 @@ def read(entry: Entry, account_uuid: str, files: ExitStack) -> Content:
         with path.open("wb") as file:
             shutil.copyfileobj(stream, file, CHUNK)
         return path
+
+
+def is_file_of(entry: Entry, path: Path) -> bool:
+    """Whether a plain file has the message's bytes."""
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+    except OSError:
+        return False
 
 
 def opened(content: Content) -> BinaryIO:

@@ -28,15 +28,20 @@ from ..models import (
 )
 from ..parsing.headers import parse_date, read_section
 from ..settings import settings
+from ..sync import flag_rows
 from ..sync.download import Body
 from ..sync.ledger import Ledger
 from . import contents
 from .manifest import YEARS, Manifest
 from .reading import Found, Limits, Unreadable, read
-from .selection import FOLDERS_OF
 
 log = structlog.get_logger()
 
+#: The folders that have messages, or had them.
+FOLDERS_OF = database.Statement("""
+    SELECT l.message_id, f.name FROM email_locations l JOIN email_folders f ON f.id = l.folder_id
+    WHERE l.message_id IN []
+""")
 #: Where messages lie of which nothing says where they lay.
 FOLDER = "Imported"
 #: Bytes at a message's begin among which its date is looked for.
@@ -250,7 +255,7 @@ class Intake:
     ) -> int:
         """Note where each message lay, unless it lies in a folder of that name already."""
         known: dict[int, set[str]] = {}
-        for message_id, name, _ in FOLDERS_OF.run(sorted(set(ids.values()))).fetchall():
+        for message_id, name in FOLDERS_OF.run(sorted(set(ids.values()))).fetchall():
             known.setdefault(message_id, set()).add(name)
         wanted: dict[str, list[Body]] = {}
         for body, folders in batch:
@@ -269,6 +274,7 @@ class Intake:
         folder = self._folder_row(name)
         moment = database.now()
         table = EmailLocation
+        numbered = dict(enumerate(bodies, folder.high + 1))
         rows = [
             {
                 "folder": folder.id,
@@ -278,13 +284,16 @@ class Intake:
                 "message": ids[body.sha256],
                 "message_date": body.internal_date,
                 "seen_at": moment,
+                "flags": body.flags,
+                "labels": body.labels,
             }
-            for uid, body in enumerate(bodies, folder.high + 1)
+            for uid, body in numbered.items()
         ]
         dates = _dates([row["message"] for row in rows if row["message"] not in new])
         for row in rows:
             row["message_date"] = dates.get(row["message"], row["message_date"])
         table.insert_many(rows).execute()
+        flag_rows.index(self._account.id, folder, {uid: one.flags for uid, one in numbered.items()})
         EmailFolder.update(
             high=folder.high + len(rows),
             messages=EmailFolder.messages + len(rows),
@@ -330,7 +339,19 @@ def _body(found: Found, manifest: Manifest) -> Body:
     assert content is not None
     told = manifest.date(found.sha256) or _plausible(found.date) or _sent(content)
     arrived = told or datetime.now(UTC)
-    return Body(0, arrived, found.sha256, found.size, content, None, None, None)
+    flags = manifest.flags(found.sha256)
+    return Body(
+        0,
+        arrived,
+        found.sha256,
+        found.size,
+        content,
+        None,
+        None,
+        None,
+        found.flags if flags is None else flags,
+        manifest.labels(found.sha256),
+    )
 
 
 def _sent(content: contents.Content) -> datetime | None:

@@ -7,6 +7,7 @@ transaction of its row and of how far the export is. Whoever comes next goes on 
 
 import uuid as uuids
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -59,7 +60,7 @@ def create(account: EmailAccount, format_name: str, chosen: Selection) -> EmailE
       ExportRefused: too many are there already.
     """
     last_id = selection.newest_id(account)
-    chosen = Selection(chosen.folder, chosen.since, chosen.until, chosen.ids, last_id)
+    chosen = replace(chosen, last_id=last_id)
     expected = selection.number(account, chosen)
     moment, table = database.now(), EmailExport
     with database.transaction():

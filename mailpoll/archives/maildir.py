@@ -41,6 +41,11 @@ def file_name(entry: Entry) -> str:
     return f"{name},S={entry.size}:2,{letters}"
 
 
+def unique_name(name: str) -> str:
+    """A file's name without its flags."""
+    return name.partition(":")[0]
+
+
 def directory_of(folder: str | None) -> str:
     """The directory of a folder: '' for the inbox, ``.A.B`` for ``A/B``.
 
@@ -95,6 +100,12 @@ def date_of(name: str) -> datetime | None:
         return datetime.fromtimestamp(int(found[1]), UTC) if found else None
     except (ValueError, OverflowError, OSError):
         return None
+
+
+def flags_of(name: str) -> tuple[str, ...] | None:
+    """A message's flags, by its file's name; ``None``: it tells none."""
+    _, told, letters = name.rpartition(":2,")
+    return tuple(flag for flag, letter in FLAGS.items() if letter in letters) if told else None
 
 
 class TarWriter:
@@ -251,7 +262,7 @@ def write_file(target: Path, content: Content) -> None:
     folder = target.parent.parent
     for part in ("tmp", "new", "cur"):
         (folder / part).mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = folder / "tmp" / target.name.partition(":")[0]
+    temporary = folder / "tmp" / unique_name(target.name)
     with temporary.open("wb") as file:
         temporary.chmod(0o600)
         for piece in pieces(content):

@@ -2,11 +2,14 @@
 
 import re
 import sqlite3
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+from imapclient import imap_utf7
 
+from ..imap import flags
 from .contents import Readable
 from .selection import Entry
 
@@ -35,8 +38,11 @@ def line(entry: Entry, path: str | None, error: str | None = None) -> bytes:
         "id": entry.id,
         "path": path,
     }
-    if entry.flags is not None:
-        found["flags"] = entry.flags
+    found |= {
+        name: words
+        for name, words in (("flags", entry.flags), ("labels", entry.labels))
+        if words is not None
+    }
     if error is not None:
         found["error"] = error
     return orjson.dumps(found) + b"\n"
@@ -52,7 +58,8 @@ class Manifest:
     def __init__(self) -> None:
         self._file = sqlite3.connect("")  # a private temporary file, which SQLite removes
         self._file.execute(
-            "CREATE TABLE lines (sha256 TEXT PRIMARY KEY, date TEXT, folders TEXT) WITHOUT ROWID"
+            "CREATE TABLE lines (sha256 TEXT PRIMARY KEY, date TEXT, folders TEXT, flags TEXT, "
+            "labels TEXT) WITHOUT ROWID"
         )
 
     def read(self, stream: Readable) -> None:
@@ -60,7 +67,7 @@ class Manifest:
         while text := stream.readline(LINE):
             found = _believed(text)
             if found is not None:
-                self._file.execute("INSERT OR IGNORE INTO lines VALUES (?, ?, ?)", found)
+                self._file.execute("INSERT OR IGNORE INTO lines VALUES (?, ?, ?, ?, ?)", found)
 
     def __contains__(self, sha256: str) -> bool:
         return self._row(sha256) is not None
@@ -68,22 +75,34 @@ class Manifest:
     def date(self, sha256: str) -> datetime | None:
         """When the message arrived."""
         row = self._row(sha256)
-        return datetime.fromisoformat(row[0]) if row and row[0] else None
+        return datetime.fromisoformat(row[1]) if row and row[1] else None
 
     def folders(self, sha256: str) -> list[str]:
         """Where it lay."""
         row = self._row(sha256)
-        return list(orjson.loads(row[1])) if row else []
+        return list(orjson.loads(row[2])) if row else []
+
+    def flags(self, sha256: str) -> tuple[str, ...] | None:
+        """Its flags, as IMAP spells them; ``None``: they are not told."""
+        return self._words(sha256, 3)
+
+    def labels(self, sha256: str) -> tuple[str, ...] | None:
+        """Gmail's labels; ``None``: they are not told."""
+        return self._words(sha256, 4)
+
+    def _words(self, sha256: str, column: int) -> tuple[str, ...] | None:
+        row = self._row(sha256)
+        return tuple(orjson.loads(row[column])) if row and row[column] else None
 
     def close(self) -> None:
         self._file.close()
 
-    def _row(self, sha256: str) -> tuple[str | None, str] | None:
-        query = "SELECT date, folders FROM lines WHERE sha256 = ?"
-        return self._file.execute(query, (sha256,)).fetchone()  # type: ignore[no-any-return]
+    def _row(self, sha256: str) -> Any:
+        query = "SELECT * FROM lines WHERE sha256 = ?"
+        return self._file.execute(query, (sha256,)).fetchone()
 
 
-def _believed(text: bytes) -> tuple[str, str | None, str] | None:
+def _believed(text: bytes) -> tuple[str, str | None, str, str | None, str | None] | None:
     try:
         found = orjson.loads(text)
     except ValueError:
@@ -95,7 +114,23 @@ def _believed(text: bytes) -> tuple[str, str | None, str] | None:
         return None
     names = folders if isinstance(folders, list) else []
     names = [one for one in names[:FOLDERS] if isinstance(one, str) and is_folder(one)]
-    return sha256, _date(found.get("internal_date")), orjson.dumps(names).decode()
+    marks = (
+        _words(found.get("flags"), flags.flags, str.encode),
+        _words(found.get("labels"), flags.labels, imap_utf7.encode),
+    )
+    return sha256, _date(found.get("internal_date")), orjson.dumps(names).decode(), *marks
+
+
+def _words(
+    value: object,
+    kept: Callable[[list[bytes]], tuple[str, ...] | None],
+    encode: Callable[[str], bytes],
+) -> str | None:
+    """Flags, or labels, as if a server had told them; ``None`` for what is no list."""
+    if not isinstance(value, list):
+        return None
+    words = kept([encode(word) for word in value if isinstance(word, str) and word.isprintable()])
+    return orjson.dumps(words).decode()
 
 
 def is_folder(name: str) -> bool:

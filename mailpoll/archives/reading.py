@@ -8,13 +8,23 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from .contents import Collector, Content, Readable, collected
-from .maildir import INBOX, BadTar, Range, TarMember, date_of, folder_of, is_tar, tar_members
+from .maildir import (
+    INBOX,
+    BadTar,
+    Range,
+    TarMember,
+    date_of,
+    flags_of,
+    folder_of,
+    is_tar,
+    tar_members,
+)
 from .manifest import NAME, Manifest, is_folder
 from .mbox import WORD, messages
 from .zips import BadZip, Member, ZipReader
@@ -53,6 +63,7 @@ class Found:
       content: ``None`` when there is a reason; a file is the taker's to remove.
       date: when it arrived, as far as its place tells.
       folder: where it lay, as far as its place tells.
+      flags: as IMAP spells them; ``None``: nothing tells.
     """
 
     source: str
@@ -62,6 +73,7 @@ class Found:
     date: datetime | None = None
     folder: str | None = None
     reason: str = ""
+    flags: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +156,13 @@ class _Reader:
         collector = collected(stream, limits.account_uuid, limits.message_bytes)
         return self._found(collector, source, collector.sha256(), date, folder)
 
+    def _of_maildir(
+        self, stream: Readable, source: str, parts: tuple[str, ...], folder: str
+    ) -> Found:
+        *_, half, name = parts
+        found = self._single(stream, source, date_of(name), folder)
+        return replace(found, flags=() if half == "new" else flags_of(name))
+
     def _found(
         self,
         collector: Collector,
@@ -207,7 +226,7 @@ class _Reader:
             return
         with path.open("rb") as file:
             if isinstance(place, str):  # of a Maildir
-                yield self._single(file, str(path), date_of(path.name), place)
+                yield self._of_maildir(file, str(path), parts, place)
                 return
             try:
                 yield from self.file(file, str(path), path.name, _folder(parts[:-1], path.name))
@@ -266,7 +285,7 @@ class _Reader:
         if place is None:
             return
         if isinstance(place, str):
-            yield self._single(stream, source, date_of(parts[-1]), place)
+            yield self._of_maildir(stream, source, parts, place)
             return
         low, folder = parts[-1].lower(), _folder(parts[:-1], parts[-1])
         if low.endswith(EML_NAMES):

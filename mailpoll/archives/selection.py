@@ -1,27 +1,42 @@
-"""Which messages an archive gets, in the order of their arrival, read page by page."""
+"""Which messages an archive gets, in the order of their arrival, read page by page.
+
+What a search finds comes newest first, as the search has it.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
-from typing import Any
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from peewee import Tuple, fn
 
-from .. import database
-from ..models import EmailAccount, EmailFolder, EmailLocation, EmailRawMessage, count
+from .. import database, search
+from ..models import (
+    ARCHIVED,
+    EmailAccount,
+    EmailFolder,
+    EmailLocation,
+    EmailRawMessage,
+    count,
+)
 
 #: Messages asked for in one statement.
 PAGE = 500
 
-#: The folders of messages, and whether each still has it.
-FOLDERS_OF = database.Statement("""
-    SELECT l.message_id, f.name, l.expunged_at IS NULL AND f.gone_at IS NULL
+#: The places of messages: the folder, whether it still has the message, whether flags and labels
+#: are known there (somebody follows them, or an import has brought them), and these.
+PLACES = database.Statement("""
+    SELECT l.message_id, f.name, l.expunged_at IS NULL AND f.gone_at IS NULL,
+        a.sync_flags OR substr(f.wire_name, 1, 1) = ?, l.flags, l.labels
     FROM email_locations l JOIN email_folders f ON f.id = l.folder_id
+    JOIN email_accounts a ON a.id = f.account_id
     WHERE l.message_id IN [] ORDER BY l.message_id, l.id
 """)
 
-#: Where a reading goes on: ``internal_date`` and id, or the number of ids that were read.
+#: Where a reading goes on: ``internal_date`` and id, the number of ids that were read, or the place
+#: of what a search found last.
 Position = list[Any]
 
 
@@ -31,7 +46,7 @@ class Entry:
 
     Parameters:
       folders: where it lies, or lay, if it is nowhere any more.
-      flags: as IMAP spells them; ``None`` where they are not known.
+      flags: as IMAP spells them, and Gmail's labels; ``None`` where they are not known.
       position: where a reading goes on behind it.
     """
 
@@ -43,6 +58,7 @@ class Entry:
     storage_key: str
     folders: tuple[str, ...]
     flags: tuple[str, ...] | None
+    labels: tuple[str, ...] | None
     position: Position
 
 
@@ -55,6 +71,7 @@ class Selection:
       since, until: arrived at or after, and before.
       ids: only these; they go out in this order.
       last_id: none that were stored later.
+      query: only what this search finds; ``search.QueryError`` if it is none.
     """
 
     folder: str | None = None
@@ -62,6 +79,7 @@ class Selection:
     until: datetime | None = None
     ids: tuple[int, ...] | None = None
     last_id: int | None = None
+    query: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For the row of an export."""
@@ -71,6 +89,7 @@ class Selection:
             "until": self.until and self.until.isoformat(),
             "ids": self.ids,
             "last_id": self.last_id,
+            "query": self.query,
         }
 
     @classmethod
@@ -80,7 +99,7 @@ class Selection:
             for name in ("since", "until")
         }
         ids = None if found["ids"] is None else tuple(found["ids"])
-        return cls(found["folder"], times["since"], times["until"], ids, found["last_id"])
+        return cls(**found | times | {"ids": ids})
 
 
 def entries(
@@ -95,6 +114,18 @@ def entries(
         start = after[0] if after else 0
         yield from of_ids(account, selection.ids[start:], start)
         return
+    pages = _pages if selection.query is None else _pages_found
+    for page in pages(account, selection, after):
+        with database.connected():
+            places = _places([row.id for row, _ in page])
+        for row, position in page:
+            yield _entry(row, places, position)
+
+
+def _pages(
+    account: EmailAccount, selection: Selection, after: Position | None
+) -> Iterator[list[tuple[EmailRawMessage, Position]]]:
+    """Rows in the order of their arrival, with their positions."""
     rows = _chosen(account, selection)
     order = (EmailRawMessage.internal_date, EmailRawMessage.id)
     while True:
@@ -103,11 +134,28 @@ def entries(
             page = page.where(Tuple(*order) > (database.timestamp(_moment(after[0])), after[1]))
         with database.connected():
             found = list(page.order_by(*order).limit(PAGE))
-            places = _folders([row.id for row in found])
-        for row in found:
-            after = [row.internal_date.isoformat(), row.id]
-            yield _entry(row, places, after)
+        yield [(row, [row.internal_date.isoformat(), row.id]) for row in found]
         if len(found) < PAGE:
+            return
+        after = [found[-1].internal_date.isoformat(), found[-1].id]
+
+
+def _pages_found(
+    account: EmailAccount, selection: Selection, after: Position | None
+) -> Iterator[list[tuple[EmailRawMessage, Position]]]:
+    """Rows that a search finds, newest first, with their positions."""
+    query, rows = search.parse(selection.query or ""), _chosen(account, selection)
+    place = search.Place(-1, after[0], 0, 0) if after else None
+    while True:
+        found = search.find(query, account, by_date=True, limit=PAGE, after=place)
+        ids = [hit.message_id for hit in found.hits]
+        with database.connected():
+            by_id = {row.id: row for row in rows.where(EmailRawMessage.id.in_(ids))}
+        yield [
+            (by_id[hit.message_id], [hit.place]) for hit in found.hits if hit.message_id in by_id
+        ]
+        place = found.next
+        if place is None:
             return
 
 
@@ -122,7 +170,7 @@ def of_ids(account: EmailAccount, ids: Iterable[int], start: int = 0) -> Iterato
         with database.connected():
             query = table.select(*COLUMNS).where(table.account == account.id, table.id.in_(page))
             found = {row.id: row for row in query}
-            places = _folders(list(found))
+            places = _places(list(found))
         for number, message_id in enumerate(page, start + 1):
             if message_id in found:
                 yield _entry(found[message_id], places, [number])
@@ -133,6 +181,8 @@ def number(account: EmailAccount, selection: Selection) -> int:
     """How many messages are chosen now."""
     if selection.ids is not None:
         return len(selection.ids)
+    if selection.query is not None:
+        return sum(map(len, _pages_found(account, selection, None)))
     with database.connected():
         return count(_chosen(account, selection))
 
@@ -177,19 +227,35 @@ def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _folders(ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
-    """The names of the folders that have each message, or had it."""
-    there: dict[int, dict[str, None]] = {}
-    ever: dict[int, dict[str, None]] = {}
-    if ids:
-        for message_id, name, present in FOLDERS_OF.run(list(ids)).fetchall():
-            ever.setdefault(message_id, {})[name] = None
-            if present:
-                there.setdefault(message_id, {})[name] = None
-    return {message_id: tuple(there.get(message_id) or names) for message_id, names in ever.items()}
+class _Where(NamedTuple):
+    """Where a message lies, or lay, if it is nowhere any more, and its flags and labels there."""
+
+    folders: tuple[str, ...] = ()
+    flags: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
 
 
-def _entry(row: EmailRawMessage, places: dict[int, tuple[str, ...]], position: Position) -> Entry:
+def _places(ids: Sequence[int]) -> dict[int, _Where]:
+    """Of each message, those of all its places as one."""
+    rows = PLACES.run(ARCHIVED, list(ids)).fetchall() if ids else []
+    found: dict[int, _Where] = {}
+    for message_id, group in groupby(rows, key=itemgetter(0)):
+        ever = list(group)
+        there = [row for row in ever if row[2]] or ever
+        folders = tuple(dict.fromkeys(row[1] for row in there))
+        known = [row for row in there if row[3]]
+        found[message_id] = _Where(folders, *(_all(known, column) for column in (4, 5)))
+    return found
+
+
+def _all(rows: Sequence[Any], column: int) -> tuple[str, ...] | None:
+    """The flags, or labels, of all rows; ``None`` if none tells any."""
+    read = EmailLocation.flags.python_value
+    told = [read(row[column]) for row in rows if row[column] is not None]
+    return tuple(dict.fromkeys(flag for flags in told for flag in flags)) if told else None
+
+
+def _entry(row: EmailRawMessage, places: dict[int, _Where], position: Position) -> Entry:
     return Entry(
         row.id,
         row.sha256,
@@ -197,7 +263,6 @@ def _entry(row: EmailRawMessage, places: dict[int, tuple[str, ...]], position: P
         row.internal_date,
         row.storage_type,
         row.storage_key,
-        places.get(row.id, ()),
-        None,
+        *places.get(row.id, _Where()),
         position,
     )

@@ -4,9 +4,11 @@ A message that cannot be read is left out, counted, and named in the manifest wi
 store that is away ends the stream, since it says nothing about the messages.
 """
 
+import os
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -214,11 +216,11 @@ def to_directory(
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
     lines_path = target / "manifest.jsonl"
     temporary = target / "manifest.jsonl.part"
-    with temporary.open("wb") as lines:
+    with temporary.open("wb") as lines, closing(_There(target)) as there:
         for entry in entries:
-            path, error = archive.path(entry), None
+            path, error = there.path(archive.path(entry)), None
             with ExitStack() as files:
-                if _is_there(target / path, entry.size):
+                if contents.is_file_of(entry, target / path):
                     written.skipped += 1
                 else:
                     content, error = _read(archive, entry, account_uuid, files)
@@ -234,8 +236,31 @@ def to_directory(
     return written
 
 
-def _is_there(path: Path, size: int) -> bool:
-    try:
-        return path.lstat().st_size == size
-    except OSError:
-        return False
+class _There:
+    """The messages of a Maildir by their names without flags, which may have changed since."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._read: set[str] = set()
+        self._names = sqlite3.connect("")  # a private temporary file, which SQLite removes
+        self._names.execute("CREATE TABLE names (name TEXT PRIMARY KEY, file TEXT) WITHOUT ROWID")
+
+    def path(self, path: str) -> str:
+        """Where a message is that would be written to ``path``; the same if it is not there."""
+        directory, _, name = path.rpartition("/")
+        if directory not in self._read:
+            self._read.add(directory)
+            self._look_into(directory)
+        sought = f"{directory}/{maildir.unique_name(name)}"
+        row = self._names.execute("SELECT file FROM names WHERE name = ?", (sought,)).fetchone()
+        return f"{directory}/{row[0]}" if row else path
+
+    def close(self) -> None:
+        self._names.close()
+
+    def _look_into(self, directory: str) -> None:
+        with suppress(FileNotFoundError), os.scandir(self._root / directory) as found:
+            self._names.executemany(
+                "INSERT OR IGNORE INTO names VALUES (?, ?)",
+                ((f"{directory}/{maildir.unique_name(one.name)}", one.name) for one in found),
+            )

@@ -12,6 +12,7 @@ import click
 
 from .needs import find_account, needs_database
 from .output import Failure, counting, failing_with_2, readable_size, refused, safe, show_json
+from .search import parsed
 
 
 @click.command("export")
@@ -32,6 +33,7 @@ from .output import Failure, counting, failing_with_2, readable_size, refused, s
 @click.option("--folder", help="only of the folder of this name")
 @click.option("--since", type=click.DateTime(["%Y-%m-%d"]), help="arrived then or later")
 @click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="arrived before")
+@click.option("--query", help="only what this search finds, newest first")
 @click.option("--json", "as_json", is_flag=True)
 @failing_with_2
 @needs_database
@@ -42,6 +44,7 @@ def export_account(
     folder: str | None,
     since: datetime | None,
     until: datetime | None,
+    query: str | None,
     as_json: bool,
 ) -> None:
     """Write a mailbox's messages (its address or id) to files that other programs read.
@@ -52,9 +55,11 @@ def export_account(
     from .. import audit
     from ..archives import Selection, selection, writing
 
+    if query is not None:
+        parsed(query)
     row = find_account(account)
     times = (since and since.astimezone(), until and until.astimezone())
-    chosen = Selection(folder, *times, last_id=selection.newest_id(row))
+    chosen = Selection(folder, *times, last_id=selection.newest_id(row), query=query)
     total = selection.number(row, chosen)
     audit.record("account.export", "account", row.uuid)
     entries = selection.entries(row, chosen)

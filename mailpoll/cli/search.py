@@ -24,10 +24,7 @@ def find(query: str, account: str | None, sort: str, limit: int, as_json: bool) 
     from ..web.search import hits
 
     only = find_account(account) if account else None
-    try:
-        asked = search.parse(query)
-    except search.QueryError as error:
-        raise Failure(f"query: {error}") from None
+    asked = parsed(query)
     results = search.find(asked, only, by_date=sort == "date", limit=limit, after=None)
     for hit in hits(asked, results.hits):
         if as_json:
@@ -40,6 +37,16 @@ def find(query: str, account: str | None, sort: str, limit: int, as_json: bool) 
         show(styled(" " * 10).append(_marked(hit.excerpt)), soft_wrap=True)
     if results.next and not as_json:
         show("there are more: --limit", style="dim")
+
+
+def parsed(query: str) -> Any:
+    """A query, or one line that says where it is wrong."""
+    from .. import search
+
+    try:
+        return search.parse(query)
+    except search.QueryError as error:
+        raise Failure(f"query: {error}") from None
 
 
 def _marked(pieces: list[Any]) -> "Text":

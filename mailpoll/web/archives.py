@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..models import EmailExport, ExportState, Scope
 from . import paging, problems, schemas
 from .accounts import account_or_404
 from .documents import ARCHIVES, route, send
+from .search import parsed
 from .threads import PATIENCE, Punctual
 
 #: Bytes of an upload that must come within ``PATIENCE``.
@@ -40,6 +42,12 @@ def _export_or_404(uuid: UUID) -> EmailExport:
     if export is None:
         raise problems.not_found("export")
     return export
+
+
+def _chosen(query: schemas.ExportQuery) -> Selection:
+    if query.q is not None:
+        parsed(query.q)
+    return Selection(query.folder, query.since, query.until, query=query.q)
 
 
 def _download(resp: falcon.Response, kind: str, name: str) -> None:
@@ -67,9 +75,7 @@ class AccountExport:
         """
         account = account_or_404(account_id)
         query: schemas.ExportQuery = req.context.query
-        chosen = Selection(
-            query.folder, query.since, query.until, last_id=selection.newest_id(account)
-        )
+        chosen = replace(_chosen(query), last_id=selection.newest_id(account))
         audit.record("account.export", "account", account.uuid)
         _download(resp, query.format, account.uuid)
         entries = selection.entries(account, chosen)
@@ -108,8 +114,7 @@ class ExportList:
         new: schemas.NewExport = req.context.json
         account = account_or_404(new.account_id)
         ids = None if new.message_ids is None else tuple(new.message_ids)
-        chosen = Selection(new.folder, new.since, new.until, ids)
-        export = jobs.create(account, new.format, chosen)
+        export = jobs.create(account, new.format, replace(_chosen(new), ids=ids))
         queues.offer(make_export, export.id)
         resp.status = falcon.HTTP_202
         resp.location = f"/admin/exports/{export.uuid}"

@@ -15,6 +15,7 @@ from ..actors import process_message
 from ..blobs import StorageType
 from ..inside import files_of, look
 from ..models import (
+    ARCHIVED,
     UNFINISHED,
     UNSEEN,
     AccountState,
@@ -91,10 +92,9 @@ Marks = dict[str, list[str]]
 def marks_of(messages: Sequence[EmailRawMessage]) -> dict[int, Marks]:
     """Flags and labels of all places where messages lie now, by the message's id.
 
-    A message that lies nowhere, or whose account does not follow flags, has none.
+    A message that lies nowhere has none, and one whose account does not follow flags those only
+    that an import has brought.
     """
-    if not messages:
-        return {}
     if not messages:
         return {}
     place, account = EmailLocation, EmailAccount
@@ -106,7 +106,7 @@ def marks_of(messages: Sequence[EmailRawMessage]) -> dict[int, Marks]:
             place.message.in_([message.id for message in messages]),
             place.expunged_at.is_null(),
             place.flags.is_null(False),
-            account.sync_flags,
+            account.sync_flags | EmailFolder.wire_name.startswith(ARCHIVED),
         )
         .order_by(place.id)
     )
@@ -135,10 +135,9 @@ def summary(message: EmailRawMessage, account_uuid: str, marks: dict[int, Marks]
     }
 
 
-def whole(
-    message: EmailRawMessage, signed: list[signatures.Signature] | None = None
-) -> schemas.Message:
-    """All that is known of a message, with the result of a check of its signatures if given."""
+def whole(message: EmailRawMessage) -> schemas.Message:
+    """All that is known of a message."""
+    told = message.account.sync_flags
     with database.connected():
         attachments = list(
             EmailAttachment.select()
@@ -154,7 +153,8 @@ def whole(
     return schemas.Message(
         **summary(message, message.account.uuid, marks_of([message])),
         **_extras(message, attachments),
-        dkim=None if signed is None else [schemas.DkimSignature(**asdict(one)) for one in signed],
+        dkim=message.dkim,
+        dkim_checked_at=message.dkim_checked_at,
         to=message.to_addresses or [],
         cc=message.cc_addresses or [],
         bcc=message.bcc_addresses or [],
@@ -172,8 +172,8 @@ def whole(
                 folder=row.folder.name,
                 uidvalidity=row.uidvalidity,
                 uid=row.uid,
-                flags=row.flags if message.account.sync_flags else None,
-                labels=row.labels if message.account.sync_flags else None,
+                flags=row.flags if told or row.folder.archived else None,
+                labels=row.labels if told or row.folder.archived else None,
                 expunged_at=row.expunged_at,
             )
             for row in locations
@@ -225,10 +225,19 @@ def _tnef(n: int, found: Tnef) -> schemas.Tnef:
     )
 
 
-def _signatures(message: EmailRawMessage) -> list[signatures.Signature]:
+def _check_signatures(message: EmailRawMessage) -> None:
+    """Have the DKIM signatures checked, and write down what DNS has answered.
+
+    What was known stays where DNS does not answer: nobody can ask for keys that are gone.
+    """
     kind = StorageType(message.storage_type)
     with runtime.storage().open(message.storage_key, kind) as stream:
-        return signatures.check(stream.read(signatures.MAX_BYTES + 1))
+        signed = signatures.check(stream.read(signatures.MAX_BYTES + 1))
+    if message.dkim is not None and any(one.result == "temperror" for one in signed):
+        return
+    columns = {"dkim": [asdict(one) for one in signed], "dkim_checked_at": database.now()}
+    with database.transaction(durable=False):
+        database.update(EmailRawMessage, columns, "id = ?", message.id)
 
 
 def _attachment(row: EmailAttachment) -> schemas.Attachment:
@@ -408,8 +417,10 @@ class MessageItem:
     def on_get(self, req: falcon.Request, resp: falcon.Response, message_id: int) -> None:
         """Show a message: fields, bodies, attachments, places"""
         message = message_or_404(message_id)
-        signed = _signatures(message) if req.context.query.verify else None
-        send(resp, whole(message, signed))
+        if req.context.query.verify:
+            _check_signatures(message)
+            message = message_or_404(message_id)
+        send(resp, whole(message))
 
 
 class RawMessage:

@@ -534,7 +534,7 @@ class AuthenticationResults(BaseModel):
 
 
 class DkimSignature(BaseModel):
-    """A signature, checked now. ``result`` is pass, fail, temperror or permerror."""
+    """A signature, when it was checked. ``result`` is pass, fail, temperror or permerror."""
 
     domain: str
     selector: str
@@ -569,7 +569,8 @@ class Message(MessageSummary):
     tnef: list[Tnef]
     not_read: list[int] = Field(description="Attachments that could not be looked into now")
     authentication: AuthenticationResults | None
-    dkim: list[DkimSignature] | None = Field(description="With verify=dkim only")
+    dkim: list[DkimSignature] | None = Field(description="Null until verify=dkim has checked them")
+    dkim_checked_at: datetime | None
     locations: list[Location]
     hold: Hold | None = Field(description="A legal hold on this message itself")
     attempts: int
@@ -672,6 +673,9 @@ class ExportQuery(Request):
     folder: Filter | None = Field(None, description="Only of the folder of this name")
     since: Moment | None = Field(None, description="Arrived at or after")
     until: Moment | None = Field(None, description="Arrived before")
+    q: Annotated[str, StringConstraints(min_length=1, max_length=1_000)] | None = Field(
+        None, description="Only what this search finds, newest first"
+    )
 
 
 class NewExport(ExportQuery):
@@ -688,8 +692,9 @@ class NewExport(ExportQuery):
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:
-        if self.message_ids is not None and (self.folder or self.since or self.until):
-            raise ValueError("message_ids: cannot be given together with folder, since or until")
+        others = self.folder or self.since or self.until or self.q
+        if self.message_ids is not None and others:
+            raise ValueError("message_ids: cannot be given together with folder, since, until or q")
         if self.message_ids is not None:
             self.message_ids = list(dict.fromkeys(self.message_ids))  # an archive has each once
         return self

@@ -31,10 +31,7 @@ class Search:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Search subjects, people, texts and names of attachments"""
         given: schemas.SearchQuery = req.context.query
-        try:
-            query = search.parse(given.q)
-        except search.QueryError as error:
-            raise problems.field_problem("q", error.reason, error.offset) from None
+        query = parsed(given.q)
         account = account_or_404(given.account) if given.account else None
         after = search.Place(*paging.decode_numbers(given.cursor, 4)) if given.cursor else None
         found = search.find(
@@ -46,6 +43,14 @@ class Search:
                 items=hits(query, found.hits), next=found.next and paging.encode(*found.next)
             ),
         )
+
+
+def parsed(q: str) -> search.Query:
+    """A query, or a problem that says where it is wrong."""
+    try:
+        return search.parse(q)
+    except search.QueryError as error:
+        raise problems.field_problem("q", error.reason, error.offset) from None
 
 
 def hits(query: search.Query, found: Sequence[search.Hit]) -> list[schemas.SearchHit]:

@@ -37,6 +37,7 @@ from tests.integration.archived import (
 from tests.integration.rows import account_row, blobs, counts
 from tests.integration.system import System, message
 from tests.integration.test_cli import run
+from tests.integration.test_flags import client
 from tests.security.test_api_keys import client_of, new_key
 from tests.unit.test_archives import NASTY
 
@@ -493,6 +494,126 @@ def test_the_command_writes_a_directory_and_goes_on_with_it(
     process(embedded, other)
 
 
+def test_a_directory_that_is_gone_on_with_has_each_message_once_and_whole(
+    embedded: System, address: str, tmp_path: Path, variables: dict[str, str], filled: str
+) -> None:
+    target = tmp_path / "out"
+    options = ("--format", "maildir", "--output", str(target))
+    export(variables, tmp_path, address, *options)
+    first, second, third = sorted((target / ".Sent" / "cur").iterdir())[:3]
+    # A program that read it has set a flag, and two files are not what they were
+    read = first.rename(first.with_name(f"{first.name}S"))
+    content = second.read_bytes()
+    second.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    third.write_bytes(b"")
+    code, again = export(variables, tmp_path, address, *options)
+    assert (code, again["messages"], again["skipped"]) == (0, 2, len(set(NASTY)) - 2)
+    assert sorted(one.read_bytes() for one in (target / ".Sent" / "cur").iterdir()) == raws(filled)
+    paths = [json.loads(line)["path"] for line in (target / "manifest.jsonl").open()]
+    assert str(read.relative_to(target)) in paths
+    assert all((target / path).is_file() for path in paths)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_a_search_finds_comes_out_newest_first(
+    system: System,
+    address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setattr(selection, "PAGE", 2)
+    monkeypatch.setattr(jobs, "PART_MESSAGES", 2)
+    account, other = add_archive(system, address), add_archive(system, f"x{address}")
+    wanted = [message(f"invoice {number}") for number in range(5)]
+    for number, mail in enumerate(wanted):
+        wanted[number] = mail.replace(b"23 Nov 2026", b"%02d Nov 2026" % (number + 1))
+    fill(system, tmp_path, account, [*wanted, message("something else")], folder="A")
+    fill(system, tmp_path, other, [message("invoice of another")], folder="B")
+    digests = [hashlib.sha256(one).hexdigest() for one in reversed(wanted)]
+    query = {"q": "subject:invoice"}
+    lines = manifest("manifest", download(system, account, "manifest", **query))
+    assert [line["sha256"] for line in lines] == digests
+    export = make(system, account, kind, **query)
+    assert (export["expected"], export["messages"]) == (5, 5)
+    made = fetch(system, export["id"])
+    if kind == "mbox":
+        assert made == download(system, account, kind, **query)
+    else:
+        assert [line["sha256"] for line in manifest(kind, made)] == digests
+    lines = manifest("manifest", download(system, account, "manifest", folder="B", **query))
+    assert lines == []
+    answer = system.api.simulate_get(
+        f"{ACCOUNTS}/{account}/export", params={"q": "is:nonsense", "format": kind}
+    )
+    assert (answer.status_code, answer.json["errors"][0]["field"]) == (422, "q")
+    body = {"account_id": account, "format": kind, "q": "(", "folder": "A"}
+    assert system.post(EXPORTS, 422, **body)["errors"][0]["field"] == "q"
+
+
+def test_the_command_writes_what_a_search_finds(
+    embedded: System, address: str, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    account = add_archive(embedded, address)
+    fill(embedded, tmp_path, account, [message("invoice"), message("other")])
+    target = str(tmp_path / "found.mbox")
+    code, done = export(variables, tmp_path, address, "--output", target, "--query", "invoice")
+    assert (code, done["messages"]) == (0, 1)
+    wrong = run(
+        *("export", address, "--output", target, "--query", "is:nonsense"),
+        variables=variables,
+        cwd=tmp_path,
+    )
+    assert wrong.returncode != 0
+    assert b"query: " in wrong.stderr
+
+
+@pytest.mark.parametrize("kind", ["zip", "maildir"])
+def test_flags_and_labels_come_out_and_in_again(
+    system: System, address: str, tmp_path: Path, kind: str
+) -> None:
+    system.dovecot.deliver_many(address, [message("read"), message("unread")])
+    with client(system, address) as session:
+        session.add_flags([1], ["\\Seen", "\\Flagged", "work"])
+    account = system.add_account(address, sync_flags=True)
+    system.poll_and_process(account)
+    data = download(system, account, kind)
+    told = {line["sha256"]: line for line in manifest(kind, data)}
+    read = told[hashlib.sha256(message("read")).hexdigest()]
+    assert set(read["flags"]) == {"\\Seen", "\\Flagged", "work"}
+    assert told[hashlib.sha256(message("unread")).hexdigest()]["flags"] == []
+    if kind == "maildir":
+        assert read["path"].endswith(":2,FS")
+    other = add_archive(system, f"x{address}")
+    upload(system, other, data, name=f"all{SUFFIXES[kind]}")
+    process(system, other)
+    for query, subject in {"is:unread": "unread", "label:work": "read"}.items():
+        (hit,) = system.get("/admin/search", q=query, account=other)["items"]
+        assert hit["subject"] == subject
+    assert manifest(kind, download(system, other, kind))[0].keys() == read.keys()
+    flags = {line["sha256"]: set(line["flags"]) for line in manifest(kind, data)}
+    again = manifest(kind, download(system, other, kind))
+    assert {line["sha256"]: set(line["flags"]) for line in again} == flags
+
+
+def test_a_maildir_of_others_tells_flags(embedded: System, address: str, tmp_path: Path) -> None:
+    account = add_archive(embedded, address)
+    for directory, name, subject in (
+        ("cur", "1700000001.M1.host:2,S", "read"),
+        ("cur", "1700000002.M2.host:2,", "unread"),
+        ("new", "1700000003.M3.host", "new"),
+    ):
+        path = tmp_path / "box" / directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(message(subject))
+    intake.run(account_row(account), [tmp_path / "box"])
+    process(embedded, account)
+    hits = embedded.get("/admin/search", q="is:unread", account=account)["items"]
+    assert sorted(hit["subject"] for hit in hits) == ["new", "unread"]
+    shown = {one["subject"]: one["flags"] for one in embedded.messages(account)}
+    assert shown == {"read": ["\\Seen"], "unread": [], "new": []}
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_command_writes_a_file(
     embedded: System,
@@ -535,7 +656,9 @@ def test_memory_stays_flat_however_many_messages(
     account = add_archive(embedded, address)
     raw = message("x", "y" * 5_000)
     digest = hashlib.sha256(raw).hexdigest()
-    entry = selection.Entry(1, digest, len(raw), database.now(), "local", "", ("A",), None, [1])
+    entry = selection.Entry(
+        1, digest, len(raw), database.now(), "local", "", ("A",), None, None, [1]
+    )
     monkeypatch.setattr(contents, "read", lambda *_: raw)
 
     def peak(number: int) -> int:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from mailpoll import runtime
+from mailpoll import runtime, signatures
 from mailpoll.blobs import StoreUnavailable
 from tests.integration.archived import ACCOUNTS, add_archive, environment, process, upload
 from tests.integration.conftest import _embedded, run_system
@@ -169,7 +169,9 @@ def test_a_signature_is_checked_when_asked_for(
     dovecot: Dovecot,
     address: str,
     key: rsa.RSAPrivateKey,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(signatures, "TIMEOUT", 0.5)
     with DnsServer({("mail._domainkey.example.org.", "TXT"): [record(key)]}) as dns:
         place = {"MAILPOLL_DNS_SERVER": f"127.0.0.1:{dns.port}"}
         for system in run_system(_embedded(request, tmp_path), tmp_path, dovecot, **place):
@@ -181,6 +183,16 @@ def test_a_signature_is_checked_when_asked_for(
             assert system.get(url, verify="dkim")["dkim"] == [
                 {**expected, "result": "pass", "reason": ""}
             ]
+            # It stays known, and the more so when the domain does not answer any more
+            known = dict(dns.records)
+            dns.records.clear()
+            assert system.get(url)["dkim"] == [{**expected, "result": "pass", "reason": ""}]
+            dns.silent = True
+            again = system.get(url, verify="dkim")
+            assert again["dkim"] == [{**expected, "result": "pass", "reason": ""}]
+            assert again["dkim_checked_at"] is not None
+            dns.silent = False
+            dns.records.update(known)
             changed = shown(system, f"x{address}", raw.replace(b"Hello", b"Hallo"))
             (found,) = system.get(f"/admin/messages/{changed['id']}", verify="dkim")["dkim"]
             assert found["result"] != "pass"

@@ -80,7 +80,7 @@ def spooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def entry(number: int, content: bytes, folders: tuple[str, ...] = ("INBOX",)) -> Entry:
     digest = hashlib.sha256(content).hexdigest()
-    return Entry(number, digest, len(content), WHEN, "local", "", folders, None, [number])
+    return Entry(number, digest, len(content), WHEN, "local", "", folders, None, None, [number])
 
 
 def archive(name: str, contents: Iterable[bytes]) -> bytes:
