@@ -1121,6 +1121,8 @@ class WebhookDelivery(Table):
     event_number = BigIntegerField()
     event_type = CharField(32)
     account_id = BigIntegerField(null=True, index=False)
+    #: What was sent of a message goes with it.
+    message_id = BigIntegerField(null=True, index=False)
     attempt = IntegerField()
     #: ``delivered``, ``failed`` (tried again) or ``refused`` (set aside, the next one was sent).
     outcome = CharField(16)

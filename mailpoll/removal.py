@@ -7,7 +7,14 @@ account can forget it.
 from collections.abc import Sequence
 from typing import Any
 
-from .models import EmailAttachment, EmailFlag, EmailLocation, EmailRawMessage, EmailSearch
+from .models import (
+    EmailAttachment,
+    EmailFlag,
+    EmailLocation,
+    EmailRawMessage,
+    EmailSearch,
+    WebhookDelivery,
+)
 
 
 def remove_messages(ids: Sequence[int]) -> dict[str, int]:
@@ -22,6 +29,7 @@ def remove_messages(ids: Sequence[int]) -> dict[str, int]:
         EmailFlag: EmailFlag.location.in_(places),
         EmailLocation: EmailLocation.message.in_(ids),
         EmailSearch: EmailSearch.message.in_(ids),
+        WebhookDelivery: WebhookDelivery.message_id.in_(ids),
         EmailRawMessage: EmailRawMessage.id.in_(ids),
     }
     return {

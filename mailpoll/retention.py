@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from peewee import fn
 
-from . import audit, counters, database, doomed, faults, policy, removal
+from . import audit, counters, database, doomed, faults, policy, removal, threads
 from .blobs import StoreUnavailable
 from .imap import providers
 from .models import (
@@ -90,6 +90,9 @@ FREE = database.Statement("""
     WHERE id IN [] AND account_id = ? AND status <> 'stored'
         AND NOT EXISTS (SELECT 1 FROM email_holds h WHERE h.message_id = m.id)
     ORDER BY id FOR UPDATE
+""")
+THREADS = database.Statement("""
+    SELECT DISTINCT thread_id FROM email_raw_messages WHERE id IN [] AND thread_id IS NOT NULL
 """)
 HELD = database.Statement("SELECT message_id FROM email_holds WHERE message_id IN []")
 ATTACHED = database.Statement(
@@ -366,6 +369,7 @@ class Run:
             attached = ATTACHED.run(ids).fetchall()
             self._note_contents(rule, rows, attached)
             places = COUNTED.run(ids).fetchall()
+            conversations = [one for (one,) in THREADS.run(ids).fetchall()]
             removal.remove_messages(ids)
             Mark.set(MarkName.WORDS_LEFT, 1)
             self._count_days(rows, attached)
@@ -377,6 +381,7 @@ class Run:
             audit.record_many("message.delete", "message", map(str, ids))
             faults.point("before-retention")
         faults.point("retention-committed")
+        threads.forget_empty(self._account.id, conversations)
         sizes = Counter({row[0]: row[2] for row in rows})
         for message_id, _, size in attached:
             sizes[message_id] += size

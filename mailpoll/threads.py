@@ -56,6 +56,10 @@ KEYS_OF = database.Statement("""
 FORGET_KEYS = database.Statement("""
     DELETE FROM email_thread_keys WHERE account_id = ? AND thread_id IN []
 """)
+FORGET_EMPTY = database.Statement("""
+    DELETE FROM email_thread_keys WHERE account_id = ? AND thread_id IN [] AND NOT EXISTS (
+        SELECT 1 FROM email_raw_messages m WHERE m.thread_id = email_thread_keys.thread_id)
+""")
 #: The number is any that nothing else locks by.
 LOCK = database.Statement("SELECT pg_advisory_xact_lock(7237123426365898752 + ?)")
 #: Keys in one statement.
@@ -235,6 +239,16 @@ def assign(account_id: int, members: Sequence[Member]) -> dict[int, int]:
     ]
     INSERT_KEY.run_many(sorted(changed))
     return {message_id: found.root(thread_id) for message_id, thread_id in placed.items()}
+
+
+def forget_empty(account_id: int, thread_ids: Sequence[int]) -> None:
+    """Drop what ties later messages to threads of which none is left.
+
+    In a transaction of its own: whoever holds rows of messages may wait for whoever makes threads.
+    """
+    with database.transaction(durable=False):
+        lock(account_id)
+        FORGET_EMPTY.run(account_id, list(thread_ids))
 
 
 def _rows(account_id: int, keys: list[int]) -> Iterable[tuple[int, int, bool]]:

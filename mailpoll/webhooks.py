@@ -421,6 +421,7 @@ def _log(endpoint: WebhookEndpoint, event: Event, attempt: int, done: Delivery) 
         event_number=event.number,
         event_type=str(event.type),
         account_id=event.account_id,
+        message_id=event.message_id,
         attempt=attempt,
         outcome=done.outcome,
         status=done.status,

@@ -393,6 +393,7 @@ CREATE TABLE webhook_deliveries (
     event_number BIGINT NOT NULL,
     event_type VARCHAR(32) NOT NULL,
     account_id BIGINT,
+    message_id BIGINT,
     attempt INTEGER NOT NULL,
     outcome VARCHAR(16) NOT NULL,
     status INTEGER,
@@ -404,6 +405,8 @@ CREATE TABLE webhook_deliveries (
 );
 CREATE INDEX webhook_deliveries_endpoint ON webhook_deliveries (endpoint_id, id);
 CREATE INDEX webhook_deliveries_account ON webhook_deliveries (account_id);
+CREATE INDEX webhook_deliveries_message ON webhook_deliveries (message_id)
+    WHERE message_id IS NOT NULL;
 CREATE INDEX webhook_deliveries_created ON webhook_deliveries (created_at);
 
 CREATE TABLE email_jobs (

@@ -39,10 +39,13 @@ from mailpoll.models import (
     EmailFolder,
     EmailLocation,
     EmailRawMessage,
+    EmailThreadKey,
     EmailTombstone,
     Mark,
     MarkName,
     MessageStatus,
+    WebhookDelivery,
+    WebhookEndpoint,
 )
 from tests.integration.rows import account_row, blobs, change_accounts, change_messages
 from tests.integration.scripted import add, folder, polled
@@ -827,3 +830,59 @@ def test_an_account_that_is_polled_just_now_does_not_hold_up_others(
     run_actor()
     assert sorted(order[:2]) == [(False, 0.0), (True, 0.0)]
     assert order[2:] == [(False, 5.0)]
+
+
+def test_nothing_of_deleted_mail_stays_in_threads_or_in_what_was_sent(
+    system: System, mixed: str
+) -> None:
+    with database.connected():
+        rows = {row.subject: row for row in EmailRawMessage.select()}
+        before = set(EmailThreadKey.select(EmailThreadKey.thread_id).tuples())
+    old, new = rows["60 days"], rows["0 days"]
+    assert {(old.thread_id,), (new.thread_id,)} <= before
+    endpoint = system.post("/admin/webhooks", 201, url="https://example.org/hook")["id"]
+    with database.transaction():
+        for row in (old, new):
+            WebhookDelivery.create(
+                endpoint=WebhookEndpoint.get(WebhookEndpoint.uuid == endpoint).id,
+                event_number=1,
+                event_type="message.new",
+                account_id=row.account_id,
+                message_id=row.id,
+                attempt=1,
+                outcome="delivered",
+                request=row.subject,
+                duration_ms=1,
+                created_at=database.now(),
+            )
+    keep(mixed, system, retention_days=30)
+    run_actor()
+    with database.connected():
+        after = set(EmailThreadKey.select(EmailThreadKey.thread_id).tuples())
+        assert after == {(rows[name].thread_id,) for name in ("0 days", "10 days")}
+        assert [row.request for row in WebhookDelivery.select()] == ["0 days"]
+
+
+def test_a_hold_keeps_what_left_the_server(scripted: System) -> None:
+    with ScriptedImap(messages={n: letter(f"number {n}") for n in (1, 2, 3)}) as server:
+        account = polled(add(server, retention_expunged_days=7))
+        work()
+        with database.connected():
+            held = EmailRawMessage.get(EmailRawMessage.subject == "number 1")
+        answer = scripted.api.simulate_put(
+            f"/admin/messages/{held.id}/hold", json={"reason": "case 7"}
+        )
+        assert answer.status_code == 200, answer.text
+        del server.messages[1], server.messages[2]
+        compared(account)
+        expunged(8)
+        retained()
+        assert subjects() == ["number 1", "number 3"]
+        url = f"{URL}/{account.uuid}/hold"
+        assert scripted.api.simulate_put(url, json={"reason": "all"}).status_code == 200
+        assert scripted.api.simulate_delete(f"/admin/messages/{held.id}/hold").status_code == 204
+        retained()
+        assert subjects() == ["number 1", "number 3"]
+        assert scripted.api.simulate_delete(url).status_code == 204
+        retained()
+        assert subjects() == ["number 3"]
