@@ -54,6 +54,28 @@ MESSAGE = Statement("""
 """)
 
 
+FOLDER = Statement("""
+    INSERT INTO email_folders
+        (id, account_id, wire_name, name, special_use, uidvalidity, generation)
+    VALUES (?, ?, ?, ?, ?, 1, 0)
+""")
+LOCATION = Statement("""
+    INSERT INTO email_locations (id, folder_id, uidvalidity, generation, uid, message_id,
+        message_date, seen_at, expunged_at, flags)
+    VALUES (?, ?, 1, 0, ?, ?, ?, ?, ?, ?)
+""")
+FLAG = Statement("""
+    INSERT INTO email_flags (location_id, flag, account_id, folder_id, message_date, message_id)
+    VALUES (?, ?, ?, ?, ?, ?)
+""")
+#: The folders of an account: name, special use, and one of how many messages lies there.
+FOLDERS = (("Projects/Rare", None, 5_000), ("Archive", "\\Archive", 3), ("INBOX", None, 1))
+#: Flags, and one of how many messages has each; "" stands for a message without ``\Seen``.
+FLAGS = {"": 10, "\\flagged": 100, "rarity": 5_000}
+#: One of so many messages is in Chinese, and one has left its folder.
+CHINESE, EXPUNGED = 50, 200
+
+
 class Language:
     """Words by how frequent they are: the n-th is used 1 / n times as often as the first (Zipf)."""
 
@@ -70,6 +92,11 @@ class Language:
 
     def text(self, chance: random.Random, length: int) -> list[str]:
         return chance.choices(self.words, cum_weights=self.weights, k=length)
+
+    @staticmethod
+    def chinese(chance: random.Random, length: int) -> str:
+        """Characters of which a few hundred are most of a text."""
+        return "".join(chr(0x4E00 + int(2_500 * chance.random() ** 3)) for _ in range(length))
 
 
 @dataclass
@@ -94,14 +121,18 @@ def messages(language: Language, count: int) -> Iterator[Written]:
         length = min(3_000, max(5, int(chance.lognormvariate(4.8, 0.9))))
         first = 1 if number % 10 == 0 else 2 + number * 2_654_435_761 % (ACCOUNTS - 1)
         words = language.text(chance, length)
+        subject = " ".join(language.text(chance, chance.randint(2, 8))).capitalize()
+        text = "\n".join(" ".join(line).capitalize() + "." for line in lines(words))
+        if number % CHINESE == 0:
+            subject, text = language.chinese(chance, 10), language.chinese(chance, length)
         yield Written(
             number,
             first,
             end - timedelta(days=SPAN) * (1 - number / count),
-            " ".join(language.text(chance, chance.randint(2, 8))).capitalize(),
+            subject,
             chance.choice(people),
             chance.choice(people),
-            "\n".join(" ".join(line).capitalize() + "." for line in lines(words)),
+            text,
             number % 9 == 0,
         )
 
@@ -118,12 +149,16 @@ def fill(language: Language, count: int) -> dict[str, float]:
     with database.transaction():
         for number in range(1, ACCOUNTS + 1):
             ACCOUNT.run(number, uuid(number), f"user{number}@example.org", now, now, now)
+            for place, (name, use, _) in enumerate(FOLDERS):
+                FOLDER.run(number * len(FOLDERS) + place, number, name, name, use)
     for some in chunks(messages(language, count), CHUNK):
         started = time.perf_counter()
         prepared = [prepare(one) for one in some]
         spent["make words"] += time.perf_counter() - started
         with database.transaction(durable=False):
             MESSAGE.run_many([row(one) for one in some])
+            LOCATION.run_many([location(one) for one in some])
+            FLAG.run_many([flag for one in some for flag in flags(one)])
             started = time.perf_counter()
             search.add(prepared)
             spent["write index"] += time.perf_counter() - started
@@ -166,6 +201,27 @@ def row(one: Written) -> tuple[Any, ...]:
         *(moment, moment, bool(one.number % 2), moment, one.subject, sender, recipient, moment),
         *(int(one.attached), one.number - one.number % 3, one.text),
     )
+
+
+def folder_of(one: Written) -> int:
+    place = next(at for at, (_, _, each) in enumerate(FOLDERS) if one.number % each == 0)
+    return one.account * len(FOLDERS) + place
+
+
+def location(one: Written) -> tuple[Any, ...]:
+    moment = database.timestamp(one.moment)
+    left = moment if one.number % EXPUNGED == 0 else None
+    told = database.json([flag for flag, each in FLAGS.items() if flag and one.number % each == 0])
+    place = (one.number, folder_of(one), one.number, one.number)
+    return (*place, moment, moment, left, told)
+
+
+def flags(one: Written) -> Iterator[tuple[Any, ...]]:
+    if one.number % EXPUNGED:
+        moment = database.timestamp(one.moment)
+        for flag, each in FLAGS.items():
+            if one.number % each == 0:
+                yield one.number, flag, one.account, folder_of(one), moment, one.number
 
 
 def settle() -> None:
@@ -235,6 +291,18 @@ def questions(language: Language) -> dict[str, tuple[Asked, dict[str, Any]]]:
         "a common word in a large mailbox": (common, {"account": uuid(1)}),
         "a common word in an ordinary mailbox": (common, {"account": uuid(50)}),
         "nothing but an attachment": (lambda _: "has:attachment", {"sort": "date"}),
+        "nothing but unread": (lambda _: "is:unread", {}),
+        "a common word in unread mail": (wrapped("{} is:unread", common), {}),
+        "nothing but a rare label": (lambda _: "label:rarity", {}),
+        "a common word with a rare label": (wrapped("{} label:rarity", common), {}),
+        "nothing but a folder": (lambda _: "in:archive", {}),
+        "a common word in a folder": (wrapped("{} in:archive", common), {}),
+        "nothing but a rare folder": (lambda _: "in:projects/rare", {}),
+        "nothing but very large mail": (lambda _: "larger:18k", {}),
+        "nothing but what has left": (lambda _: "is:expunged", {}),
+        "nothing but a thread": (lambda chance: f"thread:{3 * chance.randrange(1, 3_000)}", {}),
+        "two Chinese characters": (lambda chance: language.chinese(chance, 2), {}),
+        "four Chinese characters": (lambda chance: language.chinese(chance, 4), {}),
         "a word that nobody used": (lambda _: "xylophonist", {}),
     }
 

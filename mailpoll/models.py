@@ -798,13 +798,18 @@ class EmailFlag(Table):
     """The index of flags: a row for each flag of each place that messages lie in now."""
 
     location = ForeignKeyField(EmailLocation, on_delete="CASCADE", index=False)
-    #: In lower case, or ``UNSEEN``.
-    flag = CharField(100)
+    #: In lower case, or ``UNSEEN``, or as ``of_label`` has one of Gmail's labels.
+    flag = CharField(120)
     account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
     folder = ForeignKeyField(EmailFolder, on_delete="RESTRICT", index=False)
     #: As of the place.
     message_date = TimestampField()
     message_id = BigIntegerField()
+
+    @classmethod
+    def of_label(cls, label: str) -> str:
+        """A label as it stands here; no flag begins with a blank."""
+        return f" {label.lower()}"[:120]
 
     class Meta:
         table_name = "email_flags"

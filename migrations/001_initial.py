@@ -200,7 +200,7 @@ CREATE INDEX email_locations_expunged ON email_locations (folder_id, id)
 
 CREATE TABLE email_flags (
     location_id BIGINT NOT NULL REFERENCES email_locations (id) ON DELETE CASCADE,
-    flag VARCHAR(100) NOT NULL,
+    flag VARCHAR(120) NOT NULL,
     account_id BIGINT NOT NULL REFERENCES email_accounts (id),
     folder_id BIGINT NOT NULL REFERENCES email_folders (id),
     message_date {time} NOT NULL,
@@ -208,6 +208,7 @@ CREATE TABLE email_flags (
     PRIMARY KEY (location_id, flag)
 );
 CREATE INDEX email_flags_account ON email_flags (account_id, flag, message_date, message_id);
+CREATE INDEX email_flags_flag ON email_flags (flag, message_id);
 CREATE INDEX email_flags_folder ON email_flags (folder_id, flag, message_date, message_id);
 
 CREATE TABLE email_attachments (
@@ -240,6 +241,7 @@ CREATE TABLE email_search (
     head TEXT NOT NULL
 );
 CREATE INDEX email_search_account ON email_search (account_id);
+CREATE INDEX email_search_size ON email_search (size);
 
 CREATE TABLE email_thread_keys (
     account_id BIGINT NOT NULL REFERENCES email_accounts (id),

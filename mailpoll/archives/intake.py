@@ -293,7 +293,8 @@ class Intake:
         for row in rows:
             row["message_date"] = dates.get(row["message"], row["message_date"])
         table.insert_many(rows).execute()
-        flag_rows.index(self._account.id, folder, {uid: one.flags for uid, one in numbered.items()})
+        marks = {uid: (body.flags, body.labels) for uid, body in numbered.items()}
+        flag_rows.index(self._account.id, folder, marks)
         EmailFolder.update(
             high=folder.high + len(rows),
             messages=EmailFolder.messages + len(rows),

@@ -55,7 +55,7 @@ TWICE = database.Statement("""
 """)
 #: Places with what their flags, and the index, say.
 FLAGGED = database.Statement("""
-    SELECT l.id, f.name, l.uid, l.flags, l.expunged_at IS NULL AND f.gone_at IS NULL
+    SELECT l.id, f.name, l.uid, l.flags, l.labels, l.expunged_at IS NULL AND f.gone_at IS NULL
         AND l.uidvalidity = f.uidvalidity AND l.generation = f.generation
     FROM email_locations l JOIN email_folders f ON f.id = l.folder_id
     WHERE f.account_id = ? AND l.flags IS NOT NULL AND l.id > ? ORDER BY l.id LIMIT ?
@@ -237,8 +237,9 @@ def _flags(account: EmailAccount) -> Iterator[Difference]:
         found: dict[int, set[str]] = {}
         for place_id, flag in rows:
             found.setdefault(place_id, set()).add(flag)
-        for place_id, name, uid, flags, present in page:
-            wanted = indexed(EmailLocation.flags.python_value(flags)) if present else set()
+        for place_id, name, uid, *marks, present in page:
+            flags, labels = map(EmailLocation.flags.python_value, marks)
+            wanted = indexed(flags, labels) if present else set()
             if found.get(place_id, set()) != wanted:
                 mend = partial(_compare_flags, place_id)
                 yield Difference(Kind.FLAGS, account, name, uid, mend=mend)

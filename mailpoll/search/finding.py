@@ -12,13 +12,15 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from .. import database
-from ..models import AccountState, EmailAccount, EmailFolder
+from ..models import AccountState, EmailAccount, EmailFlag, EmailFolder
 from . import document
 from .index import moment_of, place_of
 from .query import And, Filter, Node, Not, Or, Query, Words
 
 #: The newest hits, which are ranked; of phrases fewer, as each candidate's words must be read.
 RANKED, RANKED_PHRASES = 2_000, 100
+#: Messages that are looked at one by one, when some condition leaves no more than so many.
+FEW = 1_000
 #: Greater than every place.
 END = 2**63 - 1
 
@@ -37,26 +39,31 @@ PLANS = database.Statement("""
 #: What a word counts for, by the best place where it stands. In the text alone: nothing.
 WEIGHTS = {document.SUBJECT: 4, document.FROM: 3, document.NAME: 2, document.TO: 1}
 
+#: The number that a thread has now: its old one is that of a message.
+THREAD = "COALESCE((SELECT thread_id FROM email_raw_messages WHERE id = ?), ?)"
 #: Where a message lies at its server now.
 PRESENT = """
     SELECT 1 FROM email_locations l JOIN email_folders f ON f.id = l.folder_id
     WHERE l.message_id = s.message_id AND l.expunged_at IS NULL AND f.gone_at IS NULL
         AND l.uidvalidity = f.uidvalidity AND l.generation = f.generation
 """
-#: One of these places has a flag, as the index has it.
-FLAGGED = """
-    SELECT 1 FROM email_locations l JOIN email_flags g ON g.location_id = l.id
-    WHERE l.message_id = s.message_id AND g.flag = ?
-"""
+#: One of these places has one of two flags, as the index has them.
+FLAGGED = "SELECT 1 FROM email_flags g WHERE g.message_id = s.message_id AND g.flag IN (?, ?)"
 
-#: One of these places has one of Gmail's labels, in any case of its ASCII letters.
-LABELLED = f"""{PRESENT}
-    AND EXISTS (SELECT 1 FROM {{labels}} WHERE lower(value{{ascii}}) = lower({{sought}}{{ascii}}))
-"""  # noqa: S608
-LABELLED_SQLITE = LABELLED.format(labels="json_each(l.labels)", ascii="", sought="?")
-LABELLED_POSTGRESQL = LABELLED.format(
-    labels="jsonb_array_elements_text(l.labels)", ascii=' COLLATE "C"', sought="CAST(? AS TEXT)"
-)
+#: Messages among which all are that fulfil a condition, to be asked with a limit.
+OF_FLAGS = "SELECT message_id FROM email_flags WHERE flag IN (?, ?)"
+OF_FOLDERS = """
+    SELECT l.message_id FROM email_folders f JOIN email_locations l ON l.folder_id = f.id
+    WHERE f.name IN []
+"""
+OF_SIZE = "SELECT message_id FROM email_search WHERE size > ?"
+OF_THREAD = f"SELECT id FROM email_raw_messages WHERE thread_id = {THREAD}"  # noqa: S608
+#: Those with a place that is empty, or in a folder that is gone or whose numbers began anew.
+OF_EMPTY = """
+    SELECT message_id FROM email_locations WHERE expunged_at IS NOT NULL
+    UNION ALL SELECT l.message_id FROM email_folders f JOIN email_locations l ON l.folder_id = f.id
+    WHERE f.gone_at IS NOT NULL OR f.restarted_at IS NOT NULL
+"""
 
 
 class Place(NamedTuple):
@@ -107,10 +114,10 @@ def find(
       after: where the page before ended.
     """
     with database.connected():
-        search = _Search(query, account)
-        if by_date:
+        search, needles = _Search(query, account), query.needles()
+        if by_date or not needles:
             return _by_date(search, limit, after.id if after else END)
-        return _ranked(search, query.needles(), limit, after)
+        return _ranked(search, needles, limit, after)
 
 
 def _by_date(search: "_Search", limit: int, before: int) -> Results:
@@ -187,11 +194,16 @@ class _Search:
             self._leave_out_deleted()
         for one in query.filters:
             self._filter(one)
+        #: The only messages that can be hits, where these are few.
+        self._few = _few(query.filters)
 
     def run(self, limit: int, low: int, before: int) -> Iterator[tuple[Hit, str]]:
         """Hits and their heads: those from ``low`` on and before ``before``."""
         low, before = max(low, self._low), min(before, self._high)
         if low >= before:
+            return
+        if self._few is not None:
+            yield from self._rows(*self._among(self._few), low, before, limit)
             return
         if database.is_sqlite():
             yield from self._rows(*self._sqlite(), low, before, limit)
@@ -200,13 +212,13 @@ class _Search:
         if loose is None or not _positive(loose):
             yield from self._rows(*self._by_place(), low, before, limit)
             return
-        with _plans():
-            for months, lower, upper in _windows(low, before):
-                for found in self._rows(*self._by_words(loose, months), lower, upper, limit):
-                    limit -= 1
-                    yield found
-                if not limit:
-                    return
+        for months, lower, upper in _windows(low, before):
+            with _plans():
+                page = self._rows(*self._by_words(loose, months), lower, upper, limit)
+            yield from page
+            limit -= len(page)
+            if not limit:
+                return
 
     def _rows(
         self, sql: str, values: list[Any], low: int, before: int, limit: int
@@ -216,14 +228,34 @@ class _Search:
         rows = database.Statement(sql).run(*values, limit).fetchall()
         return [(Hit(place, message_id), head) for place, message_id, head in rows]
 
+    def _among(self, ids: list[int]) -> tuple[str, list[Any]]:
+        """Some messages, one by one, by which each database can look words up in its own way."""
+        # + 0: not by the order of places, in which it would go through all messages.
+        conditions = ["s.message_id IN []", "s.id + 0 BETWEEN ? AND ?", *self._conditions]
+        values: list[Any] = [ids, _BOUNDS, *self._values]
+        table = "email_search s"
+        if self._node is not None and not database.is_sqlite():
+            conditions.append("s.words @@ ?::tsquery")
+            values.append(_tsquery(self._node))
+        elif self._node is not None and _positive(self._node):
+            table += " CROSS JOIN email_search_index ON email_search_index.rowid = s.id"
+            conditions.append("email_search_index MATCH ?")
+            values.append(_fts5(self._node))
+        elif self._node is not None:
+            conditions.append(NOT_FOUND)
+            values.append(_fts5(_opposite(self._node)))
+        where = " AND ".join(conditions)
+        columns = "s.id, s.message_id, s.head"
+        sql = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY s.id DESC LIMIT ?"  # noqa: S608
+        return sql, values
+
     def _sqlite(self) -> tuple[str, list[Any]]:
         conditions = "".join(f" AND {one}" for one in self._conditions)
         columns = "SELECT s.id, s.message_id, s.head FROM"
         if self._node is None or not _positive(self._node):
             words, values = "", [_BOUNDS, *self._values]
             if self._node is not None:
-                words = " AND s.id NOT IN (SELECT rowid FROM email_search_index"
-                words += " WHERE email_search_index MATCH ?)"
+                words = f" AND {NOT_FOUND}"
                 values.append(_fts5(_opposite(self._node)))
             sql = f"{columns} email_search s WHERE s.id BETWEEN ? AND ?{conditions}{words}"
             return f"{sql} ORDER BY s.id DESC LIMIT ?", values
@@ -296,16 +328,11 @@ class _Search:
             case "is":
                 self._add(f"EXISTS ({PRESENT})", not one.negated)
             case "flag":
-                self._add(f"EXISTS ({FLAGGED})", one.negated, value)
+                self._add(f"EXISTS ({FLAGGED})", one.negated, value, value)
             case "label":
-                has = LABELLED_SQLITE if database.is_sqlite() else LABELLED_POSTGRESQL
-                either = f"(EXISTS ({FLAGGED}) OR EXISTS ({has}))"
-                self._add(either, one.negated, str(value).lower(), value)
+                self._add(f"EXISTS ({FLAGGED})", one.negated, *_marks(str(value)))
             case "thread":
-                # The number of a thread is that of a message, whose thread may be another by now.
-                now = "SELECT thread_id FROM email_raw_messages WHERE id = ?"
-                rows = f"SELECT id FROM email_raw_messages WHERE thread_id = COALESCE(({now}), ?)"  # noqa: S608
-                self._add(f"s.message_id IN ({rows})", one.negated, value, value)
+                self._add(f"s.message_id IN ({OF_THREAD})", one.negated, value, value)
 
     def _bound(self, place: int, *, upper: bool) -> None:
         if upper:
@@ -322,6 +349,8 @@ class _Search:
             self._add(f"{condition} ({', '.join('?' * len(values))})", False, *values)
 
 
+#: No row of SQLite's index has the words.
+NOT_FOUND = "s.id NOT IN (SELECT rowid FROM email_search_index WHERE email_search_index MATCH ?)"
 #: Stands among values for the two places.
 _BOUNDS = object()
 
@@ -366,6 +395,42 @@ def _months(low: int, before: int) -> Iterator[int]:
 
 def _begin_of(month: int) -> int:
     return place_of(datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC))
+
+
+def _few(filters: Sequence[Filter]) -> list[int] | None:
+    """The messages that fulfil the first condition which few fulfil; ``None``: there is none."""
+    for one in filters:
+        sql, *values = _source(one)
+        if sql and not one.negated:
+            found = database.Statement(f"{sql} LIMIT ?").run(*values, FEW + 1).fetchall()
+            if len(found) <= FEW:
+                return sorted({message_id for (message_id,) in found})
+    return None
+
+
+def _source(one: Filter) -> tuple[Any, ...]:
+    """Where the messages of a condition are to be had alone, and its values; '': nowhere."""
+    value = one.value
+    found: tuple[Any, ...] = ("",)
+    match one.name:
+        case "flag":
+            found = OF_FLAGS, value, value
+        case "label":
+            found = OF_FLAGS, *_marks(str(value))
+        case "in":
+            found = OF_FOLDERS, _folders(str(value))
+        case "larger":
+            found = OF_SIZE, value
+        case "thread":
+            found = OF_THREAD, value, value
+        case "is" if value == "expunged":
+            found = (OF_EMPTY,)
+    return found
+
+
+def _marks(label: str) -> tuple[str, str]:
+    """What finds a keyword, and one of Gmail's labels, of this name."""
+    return label.lower(), EmailFlag.of_label(label)
 
 
 def _folders(name: str) -> list[str]:

@@ -50,9 +50,9 @@ class Flagged(NamedTuple):
         return told.flags != self.flags or labels
 
 
-def indexed(flags: Sequence[str]) -> set[str]:
-    """What finds a place with these flags."""
-    found = {flag.lower() for flag in flags}
+def indexed(flags: Sequence[str], labels: Sequence[str] | None) -> set[str]:
+    """What finds a place with these flags and labels."""
+    found = {flag.lower() for flag in flags} | {EmailFlag.of_label(one) for one in labels or ()}
     return found if "\\seen" in found else found | {UNSEEN}
 
 
@@ -109,14 +109,12 @@ def change(
 ) -> None:
     """Write down and announce other flags of places."""
     now = [(one, told[one.uid].flags or (), told[one.uid].labels) for one in changed]
-    SET_FLAGS.run_many(
-        [
-            (*as_json(flags, one.labels if labels is None else labels), one.id)
-            for one, flags, labels in now
-        ]
-    )
+    marks = {
+        one.uid: (flags, one.labels if labels is None else labels) for one, flags, labels in now
+    }
+    SET_FLAGS.run_many([(*as_json(*marks[one.uid]), one.id) for one in changed])
     unindex([one.id for one in changed])
-    index(account_id, folder, {one.uid: flags for one, flags, _ in now})
+    index(account_id, folder, marks)
     EmailEvent.add_many(
         [
             (
@@ -144,16 +142,14 @@ def tell(account_id: int, folder: EmailFolder, told: Mapping[int, Told]) -> None
                 EmailEvent.add(EventType.MESSAGE_FLAGS, account_id, message_id, data)
 
 
-def index(
-    account_id: int, folder: EmailFolder, flags: Mapping[int, tuple[str, ...] | None]
-) -> None:
-    """Let messages be found by the flags at their places, which are given by UID."""
+def index(account_id: int, folder: EmailFolder, told: Mapping[int, Told]) -> None:
+    """Let messages be found by the flags and labels at their places, which are given by UID."""
     INSERT_FLAG.run_many(
         [
             (flag, account_id, *folder.numbering, uid)
-            for uid, told in flags.items()
-            if told is not None
-            for flag in indexed(told)
+            for uid, (flags, labels) in told.items()
+            if flags is not None
+            for flag in sorted(indexed(flags, labels))
         ]
     )
 

@@ -453,7 +453,8 @@ class Ledger:
         self._tell_located(folder, set(told))
         flag_rows.tell(self.account.id, folder, told)
         self._insert_places(folder, rows, sum(body.size for body in bodies))
-        flag_rows.index(self.account.id, folder, {body.uid: body.flags for body in bodies})
+        marks = {body.uid: (body.flags, body.labels) for body in bodies}
+        flag_rows.index(self.account.id, folder, marks)
 
     def _tell_located(self, folder: EmailFolder, message_ids: Set[int]) -> None:
         """Announce that stored messages lie in this folder too, before the places are written.
@@ -566,9 +567,8 @@ class Ledger:
         self._tell_located(folder, set(told))
         flag_rows.tell(self.account.id, folder, told)
         self._insert_places(folder, rows, sum(copy.size for copy in copies))
-        flag_rows.index(
-            self.account.id, folder, {copy.entry.uid or 0: copy.entry.flags for copy in copies}
-        )
+        marks = {copy.entry.uid or 0: (copy.entry.flags, copy.entry.labels) for copy in copies}
+        flag_rows.index(self.account.id, folder, marks)
 
     def _record_failures(self, folder: EmailFolder, failures: Sequence[Failure]) -> None:
         table = EmailFetchFailure
@@ -645,14 +645,16 @@ class Ledger:
             & place.uid.in_(uids)
             & place.expunged_at.is_null(expunged_at is not None)
         )
-        found = place.select(place.message, place.id, place.uid, place.flags).where(marked)
+        found = place.select(place.message, place.id, place.uid, place.flags, place.labels).where(
+            marked
+        )
         rows = list(found.tuples())
         messages = {row[0] for row in rows}
         if expunged_at is None:
             self._tell_located(folder, messages)
-            flag_rows.index(self.account.id, folder, {uid: flags for _, _, uid, flags in rows})
+            flag_rows.index(self.account.id, folder, {uid: marks for _, _, uid, *marks in rows})
         else:
-            flag_rows.unindex([row_id for _, row_id, _, flags in rows if flags is not None])
+            flag_rows.unindex([row_id for _, row_id, _, flags, _ in rows if flags is not None])
         changed = place.update(expunged_at=expunged_at).where(marked).execute()
         if expunged_at is not None:
             self._tell_expunged(folder, messages)

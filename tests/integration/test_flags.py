@@ -11,9 +11,11 @@ import pytest
 
 from mailpoll import accounts, database, events, fsck
 from mailpoll.actors.poll import poll
+from mailpoll.actors.process import process_message
 from mailpoll.fsck import Kind, Tally
 from mailpoll.imap.wire import Wire, WireIMAP4
 from mailpoll.models import EmailAccount, EmailFlag, EmailFolder, EmailLocation
+from mailpoll.sync import flag_rows
 from mailpoll.sync import flags as following
 from mailpoll.sync.flags import UNTRUSTED
 from tests.integration.rows import account_row
@@ -271,8 +273,12 @@ def test_search_asks_for_flags_and_labels(system: System, address: str) -> None:
         other.add_flags([3, 4], ["Project", imapclient.FLAGGED])
     account = system.add_account(address, sync_flags=True)
     system.poll_and_process(account)
+    # Dovecot has no labels of Gmail's
+    labels = ("Two words", "Été")
     with database.transaction():
-        EmailLocation.update(labels=["Two words", "été"]).where(EmailLocation.uid == 5).execute()
+        EmailLocation.update(labels=labels).where(EmailLocation.uid == 5).execute()
+        inbox = EmailFolder.get(EmailFolder.name == "INBOX")
+        flag_rows.index(inbox.account_id, inbox, {5: ((), labels)})
 
     def found(q: str, **more: Any) -> list[int]:
         items = system.get("/admin/search", q=q, **more)["items"]
@@ -549,6 +555,11 @@ def test_labels_of_gmail_are_followed(scripted: System) -> None:
         place = EmailLocation.get(EmailLocation.uid == 1)
     assert place.labels == ["\\Inbox", "Home", "Two words"]
     (changed,) = told()
+    process_message.fn(place.message_id)
+    for label, hits in {"home": 1, '"two WORDS"': 1, "work": 0, "été": 0}.items():
+        found = scripted.get("/admin/search", q=f"label:{label}")["items"]
+        assert len(found) == hits, label
+    assert [one.as_line() for one in fsck.check(None, Tally(), offline=True)] == []
     assert changed["data"]["labels_added"] == ["Home"]
     assert changed["data"]["labels_removed"] == ["Work", "été"]
 

@@ -168,6 +168,11 @@ QUERIES = {
     "in:old/archive": {"html", "attached"},
     "in:inbox greetings": {"chinese", "japanese", "korean"},
     "-in:inbox": {"html", "attached"},
+    "in:old/archive markup": {"html"},
+    "in:old/archive -markup": {"attached"},
+    'in:old/archive -"our markup sale"': {"attached"},
+    "in:old/archive (markup OR invoice)": {"html"},
+    "larger:10k in:old/archive": {"attached"},
     "in:nowhere": set(),
     'in:"x\' OR 1=1"': set(),
     "is:imported invoice": {"invoice", "reply", "draft"},
@@ -179,7 +184,12 @@ QUERIES = {
 }
 
 
-def test_what_queries_find(system: System, account: str) -> None:
+@pytest.mark.parametrize("few", [0, 1_000])
+def test_what_queries_find(
+    system: System, account: str, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """Whether or not few messages fulfil a condition, by which alone they are looked for then."""
+    monkeypatch.setattr(finding, "FEW", few)
     for query, names in QUERIES.items():
         for more in ({}, {"sort": "date"}, {"account": account}):
             assert set(found(system, query, **more)) == names, (query, more)
