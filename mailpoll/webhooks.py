@@ -216,6 +216,7 @@ def check_url(url: str) -> None:
     if parts.scheme == "http" and not settings().webhook_allowed_networks:
         words = "should begin with https:// (http is for MAILPOLL_WEBHOOK_ALLOWED_NETWORKS)"
         raise EndpointError("url", words)
+        usable = usable and url.isprintable() and " " not in url
 
 
 def _update(endpoint: WebhookEndpoint, fields: dict[str, Any], action: str) -> WebhookEndpoint:

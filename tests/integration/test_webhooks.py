@@ -1,8 +1,10 @@
 """Webhooks: every event, in order, signed, until the receiver has taken it."""
 
 import itertools
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from mailpoll import database, events, webhooks
 from mailpoll.actors import deliver_events
 from mailpoll.models import EmailEvent, EventType, WebhookDelivery, WebhookEndpoint
 from tests.integration.conftest import SETS, run_system
+from tests.integration.queue_entries import entries
 from tests.integration.system import System, message, wait_until
 from tests.integration.test_console import Browser
 from tests.servers.dovecot import Dovecot
@@ -51,6 +54,30 @@ def deliver() -> None:
     with database.transaction():
         WebhookEndpoint.update(next_attempt_at=None).execute()
     webhooks.deliver(row().id, 10)
+
+
+@contextmanager
+def saying(answer: bytes) -> Iterator[str]:
+    """A server that answers each request with these bytes and ends; its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                with client:
+                    client.recv(65_536)
+                    with suppress(OSError):  # a long answer is not heard to its end
+                        client.sendall(answer)
+                        client.shutdown(socket.SHUT_WR)
+                        while client.recv(65_536):
+                            pass
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 # --- the way
@@ -269,6 +296,32 @@ def test_an_event_that_the_receiver_refuses_is_set_aside_and_can_be_sent_again(
         assert (again["outcome"], receiver.ids[-1]) == ("delivered", "evt_2")
 
 
+def test_what_is_no_http_is_a_failure_with_a_row_in_the_log(system: System) -> None:
+    with saying(b"220 mail.example.org ESMTP\r\n") as url:
+        created = system.post("/admin/webhooks", 201, url=url)
+        happen(1)
+        deliver()
+    (logged,) = system.get(f"/admin/webhooks/{created['id']}/deliveries")["items"]
+    assert (logged["outcome"], logged["status"]) == ("failed", None)
+    assert row().attempts == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n" + b"a" * 900_000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\nand then it breaks",
+    ],
+    ids=["long", "broken"],
+)
+def test_a_2xx_status_is_a_success_whatever_follows(system: System, answer: bytes) -> None:
+    with saying(answer) as url:
+        system.post("/admin/webhooks", 201, url=url)
+        happen(1)
+        deliver()
+    assert row().position == 1
+
+
 @pytest.mark.queue
 def test_a_dead_and_a_slow_endpoint_delay_no_other(system: System) -> None:
     with Receiver(lambda _: (500, {})) as dead, Receiver(delay=1.5) as slow, Receiver() as good:
@@ -334,7 +387,10 @@ def test_a_test_event_tells_what_the_receiver_answers(system: System) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://example.org/", "https://", "example.org", "https://u:p@example.org/", "https://a:b/"],
+    [
+        *("ftp://example.org/", "https://", "example.org", "https://u:p@example.org/"),
+        *("https://a:b/", "https://example.org/a b", "https://example.org/a\nb"),
+    ],
 )
 def test_a_url_that_cannot_work_is_refused_by_name(system: System, url: str) -> None:
     problem = system.post("/admin/webhooks", 422, url=url)
