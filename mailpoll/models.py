@@ -3,10 +3,10 @@
 Times are aware UTC datetimes. Nothing here knows IMAP, blobs or queues.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import peewee
 from peewee import (
@@ -1043,6 +1043,8 @@ class EmailEvent(Table):
 
     class Meta:
         table_name = "email_events"
+    #: What a process calls when it has committed events, whatever wrote them.
+    readers: ClassVar[list[Callable[[], None]]] = []
 
     @classmethod
     def add(
@@ -1063,6 +1065,8 @@ class EmailEvent(Table):
         moment = database.timestamp(database.now())
         ADD_EVENT.run_many(
             [
+        for reader in cls.readers:
+            database.after_commit(reader)
                 (str(kind), account, message, database.json(data), moment)
                 for kind, account, message, data in rows
             ]

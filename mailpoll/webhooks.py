@@ -56,14 +56,25 @@ NOT_NOW = frozenset((408, 409, 425, 429))
 OVERLAP = 86_400
 #: Characters of requests and answers that the log keeps.
 EXCERPT = 2_000
-TO_TELL = database.Statement("""
+BEHIND = database.Statement("""
     SELECT id FROM webhook_endpoints
     WHERE state = 'active' AND (next_attempt_at IS NULL OR next_attempt_at <= ?)
-        AND EXISTS (SELECT 1 FROM email_events WHERE number IS NULL)
+        AND (lease_until IS NULL OR lease_until <= ?)
+        AND (position < (SELECT number FROM email_event_counter WHERE id = 1)
+            OR EXISTS (SELECT 1 FROM email_events WHERE number IS NULL))
+    ORDER BY id
 """)
 #: How a test event is called; it is in no log of events.
 TEST = "webhook.test"
 
+#: What payloads tell of a message, and what only the largest of them does.
+FIELDS = (
+    *(EmailRawMessage.id, EmailRawMessage.subject, EmailRawMessage.from_addresses),
+    *(EmailRawMessage.to_addresses, EmailRawMessage.cc_addresses, EmailRawMessage.date),
+    *(EmailRawMessage.internal_date, EmailRawMessage.message_id, EmailRawMessage.in_reply_to),
+    *(EmailRawMessage.size, EmailRawMessage.sha256, EmailRawMessage.status),
+)
+TEXTS = (EmailRawMessage.text_body, EmailRawMessage.html_body)
 
 class EndpointError(Exception):
     """A field of an endpoint does not work."""
@@ -244,24 +255,14 @@ def _context(uuid: str, column: str) -> str:
 # Delivery
 
 
-def to_tell() -> list[int]:
-    """The endpoints that can be told now, if there are events that no reader has seen."""
-    with database.connected():
-        return [row_id for (row_id,) in TO_TELL.run(database.timestamp(database.now())).fetchall()]
-
-
 def behind() -> list[int]:
-    """The endpoints whose turn was lost: not all was delivered, and nobody is at it."""
-    last, moment = events.last(), database.now()
-    table = WebhookEndpoint
+    """The endpoints that can be told of events, and that nobody delivers to at the moment.
+
+    Whoever does looks for news once more when it has given the endpoint back.
+    """
+    moment = database.timestamp(database.now())
     with database.connected():
-        rows = table.select(table.id).where(
-            table.state == EndpointState.ACTIVE,
-            table.position < last,
-            table.next_attempt_at.is_null() | (table.next_attempt_at <= moment),
-            table.lease_until.is_null() | (table.lease_until <= moment),
-        )
-        return [endpoint_id for (endpoint_id,) in rows.tuples()]
+        return [endpoint_id for (endpoint_id,) in BEHIND.run(moment, moment).fetchall()]
 
 
 def deliver(endpoint_id: int, seconds: float) -> float | None:

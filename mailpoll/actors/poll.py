@@ -22,7 +22,6 @@ from ..middleware.rate_limit import HOLD, Limit
 from ..models import AccountState, EmailAccount, EmailFolder, LeaseLost
 from ..settings import settings
 from ..sync import BROKEN, LEASE, AccountSync, Outcome
-from .notify import begin_deliveries
 from .process import import_messages, process_message
 
 log = structlog.get_logger()
@@ -131,7 +130,6 @@ def poll(account_id: int, due: int | None) -> None:
     finally:
         columns["last_poll_ms"] = int((time.monotonic() - started) * 1_000)
         _release(account, columns)
-    begin_deliveries()
     _follow_up(account, outcome)
 
 

@@ -322,6 +322,36 @@ def test_a_2xx_status_is_a_success_whatever_follows(system: System, answer: byte
     assert row().position == 1
 
 
+def test_events_that_another_reader_has_seen_first_are_told_at_once(system: System) -> None:
+    with Receiver() as receiver:
+        hook(system, receiver)
+        happen(1)
+        deliver()
+        system.broker.flush("webhooks")
+        # When somebody reads the log between the event and the look of who wrote it
+        with database.transaction():
+            database.after_commit(events.number_all)
+            EmailEvent.add(EventType.STORAGE_FALLBACK)
+        assert [entry.args for entry in entries(system, "webhooks")] == [(row().id,)]
+
+
+def test_every_writer_of_events_wakes_the_endpoints(system: System, address: str) -> None:
+    account = system.add_account(address)
+    with Receiver() as receiver:
+        hook(system, receiver)
+        system.post(f"/admin/email-accounts/{account}/pause")
+        assert [entry.args for entry in entries(system, "webhooks")] == [(row().id,)]
+        # And not one that writes nothing, or whose transaction rolls back
+        deliver()
+        system.broker.flush("webhooks")
+        with pytest.raises(ZeroDivisionError), database.transaction():
+            EmailEvent.add(EventType.STORAGE_FALLBACK)
+            raise ZeroDivisionError
+        with database.transaction():
+            pass
+        assert entries(system, "webhooks") == []
+
+
 @pytest.mark.queue
 def test_a_dead_and_a_slow_endpoint_delay_no_other(system: System) -> None:
     with Receiver(lambda _: (500, {})) as dead, Receiver(delay=1.5) as slow, Receiver() as good:
