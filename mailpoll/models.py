@@ -1040,11 +1040,11 @@ class EmailEvent(Table):
     #: Few and small values; nothing that a message says.
     data = JsonField(default=dict)
     created_at = TimestampField()
+    #: What a process calls when it has committed events, whatever wrote them.
+    readers: ClassVar[list[Callable[[], None]]] = []
 
     class Meta:
         table_name = "email_events"
-    #: What a process calls when it has committed events, whatever wrote them.
-    readers: ClassVar[list[Callable[[], None]]] = []
 
     @classmethod
     def add(
@@ -1062,11 +1062,11 @@ class EmailEvent(Table):
         cls, rows: Sequence[tuple[EventType, int | None, int | None, Mapping[str, Any]]]
     ) -> None:
         """Write events, inside the caller's transaction: (type, account, message, data)."""
+        for reader in cls.readers:
+            database.after_commit(reader)
         moment = database.timestamp(database.now())
         ADD_EVENT.run_many(
             [
-        for reader in cls.readers:
-            database.after_commit(reader)
                 (str(kind), account, message, database.json(data), moment)
                 for kind, account, message, data in rows
             ]
@@ -1100,6 +1100,9 @@ class WebhookEndpoint(Table):
     #: Attempts with the next event, and since when it fails.
     attempts = IntegerField(default=0)
     failing_since = TimestampField(null=True)
+    #: How many events were refused with none accepted since, and the number of the first of them.
+    refused = IntegerField(default=0)
+    refused_from = BigIntegerField(null=True)
     next_attempt_at = TimestampField(null=True)
     last_error = TextField(null=True)
     last_success_at = TimestampField(null=True)

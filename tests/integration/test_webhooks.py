@@ -296,6 +296,51 @@ def test_an_event_that_the_receiver_refuses_is_set_aside_and_can_be_sent_again(
         assert (again["outcome"], receiver.ids[-1]) == ("delivered", "evt_2")
 
 
+def test_a_receiver_that_refuses_everything_is_disabled_and_loses_nothing(system: System) -> None:
+    well = False
+    with Receiver(lambda _: (200 if well else 404, {})) as receiver:
+        created = hook(system, receiver)
+        happen(8)
+        while row().failing_since is None or row().refused < webhooks.REFUSED_IN_A_ROW:
+            deliver()
+        # Then it stands before the first event that was refused, and fails like any other
+        assert (row().position, row().state) == (0, "active")
+        assert webhooks.received() == 0
+        deliver()
+        assert receiver.ids[-1] == "evt_1"
+        with database.transaction():
+            day = database.now() - timedelta(hours=25)
+            WebhookEndpoint.update(failing_since=day).execute()
+        deliver()
+        assert (row().position, row().state) == (0, "disabled")
+        well = True
+        path = f"/admin/webhooks/{created['id']}"
+        assert system.api.simulate_patch(path, json={"state": "active"}).status_code == 200
+        deliver()
+        assert receiver.ids[-8:] == [f"evt_{number}" for number in range(1, 9)]
+
+
+def test_refused_events_with_accepted_ones_between_block_nothing(system: System) -> None:
+    with Receiver(lambda got: (200 if int(got.id[4:]) % 3 == 0 else 400, {})) as receiver:
+        hook(system, receiver)
+        happen(15)
+        while row().position < events.last():
+            deliver()
+            assert row().refused < webhooks.REFUSED_IN_A_ROW
+        taken = list(dict.fromkeys(receiver.ids))
+        assert taken == [f"evt_{number}" for number in range(1, 16)]
+
+
+def test_a_wrong_signature_is_no_refusal_of_an_event(system: System) -> None:
+    with Receiver(lambda _: (401, {})) as receiver:
+        hook(system, receiver)
+        happen(2)
+        for _ in range(5):
+            deliver()
+        assert set(receiver.ids) == {"evt_1"}
+    assert row().failing_since is not None
+
+
 def test_what_is_no_http_is_a_failure_with_a_row_in_the_log(system: System) -> None:
     with saying(b"220 mail.example.org ESMTP\r\n") as url:
         created = system.post("/admin/webhooks", 201, url=url)
@@ -320,6 +365,40 @@ def test_a_2xx_status_is_a_success_whatever_follows(system: System, answer: byte
         happen(1)
         deliver()
     assert row().position == 1
+
+
+@pytest.mark.parametrize("what", ["url", "secret", "replay"])
+def test_what_is_done_to_an_endpoint_holds_for_the_delivery_that_is_under_way(
+    system: System, what: str
+) -> None:
+    with Receiver() as new:
+        acts: list[Callable[[], Any]] = []
+
+        def answer(got: Received) -> tuple[int, dict[str, str]]:
+            if got.id == "evt_2" and acts:
+                acts.pop()()
+            return 200, {}
+
+        with Receiver(answer) as old:
+            created = hook(system, old)
+            happen(3)
+            path = f"/admin/webhooks/{created['id']}"
+            does: dict[str, Callable[[], Any]] = {
+                "url": lambda: system.api.simulate_patch(path, json={"url": new.url}),
+                "secret": lambda: system.post(f"{path}/secret"),
+                "replay": lambda: system.post(f"{path}/replay", 202, after=0),
+            }
+            acts.append(does[what])
+            # When it is done during the second request, which then moves nothing any more
+            assert webhooks.deliver(row().id, 10) == 0
+            assert row().position == (0 if what == "replay" else 1)
+            deliver()
+            if what == "url":
+                assert (old.ids, new.ids) == (["evt_1", "evt_2"], ["evt_2", "evt_3"])
+            else:
+                again = old.received[2:]
+                first = 1 if what == "replay" else 2
+                assert [got.id for got in again] == [f"evt_{n}" for n in range(first, 4)]
 
 
 def test_events_that_another_reader_has_seen_first_are_told_at_once(system: System) -> None:
