@@ -478,9 +478,9 @@ class EmailAccount(Table):
                 .execute()
             )
 
-    def _change(self, columns: dict[str, Any]) -> bool:
+    def _change(self, columns: dict[str, Any], also: str = "1 = 1") -> bool:
         """Write columns if the lease is as it was read; also to this instance."""
-        where = "id = ? AND lease_token = ?"
+        where = f"id = ? AND lease_token = ? AND {also}"
         if not database.update(type(self), columns, where, self.id, self.lease_token):
             return False
         for name, value in columns.items():
@@ -531,9 +531,12 @@ class EmailAccount(Table):
             raise LeaseLost(f"account {self.uuid}")
 
     def release(self, **outcome: Any) -> bool:
-        """End the lease, and write down how the poll went; false if it was ours no more."""
+        """End the lease, and write down how the poll went; false if it was ours no more.
+
+        Also when it is released already: what is told of the poll is told once.
+        """
         with database.transaction(durable=False):
-            ours = self._change({"lease_until": None, **outcome})
+            ours = self._change({"lease_until": None, **outcome}, "lease_until IS NOT NULL")
             if ours:
                 self.announce(outcome)
         return ours

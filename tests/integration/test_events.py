@@ -10,7 +10,7 @@ import pytest
 from mailpoll import database, events, replay, runtime
 from mailpoll.actors import process
 from mailpoll.actors.process import import_messages, process_message
-from mailpoll.models import EmailEvent, EmailFolder, EmailRawMessage, EventType
+from mailpoll.models import EmailAccount, EmailEvent, EmailFolder, EmailRawMessage, EventType
 from tests.integration.conftest import SETS, run_system
 from tests.integration.rows import account_row
 from tests.integration.scripted import add, polled
@@ -189,6 +189,16 @@ def test_changes_of_an_accounts_state_and_its_finished_import_are_told(
     system.post(f"/admin/email-accounts/{account}/resume")
     assert len(told("account.imported")) == 1
     assert [event["data"]["state"] for event in told("account.state")] == ["paused", "active"]
+
+
+def test_a_poll_that_is_released_twice_tells_its_end_once(scripted: System) -> None:
+    with ScriptedImap() as server:
+        account = EmailAccount.lease(add(server).id, None, 60)
+        assert account is not None
+        # As when the process is told to end while its first release is committed
+        columns = {"state": "auth_failed", "last_error": "no"}
+        assert [account.release(**columns) for _ in range(2)] == [True, False]
+    assert len(told("account.state")) == 1
 
 
 def test_refused_logins_are_told_with_the_reason(scripted: System) -> None:
