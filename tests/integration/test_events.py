@@ -332,6 +332,28 @@ def test_more_who_wait_than_places_are_sent_away_and_others_are_served(
         assert got[0]["last"] == 1
 
 
+def test_who_waits_for_rare_events_looks_through_each_event_once(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database.transaction():
+        for _ in range(3):
+            EmailEvent.add(EventType.STORAGE_FALLBACK)
+    looks: list[int] = []
+    read = events.read
+
+    def noted(after: int, *rest: Any) -> list[events.Event]:
+        looks.append(after)
+        if len(looks) == 3:
+            with database.transaction():
+                EmailEvent.add(EventType.FSCK_DIFFERENCE)
+        return read(after, *rest)
+
+    monkeypatch.setattr(events, "read", noted)
+    monkeypatch.setattr(events, "LOOK", 0)
+    (found,) = events.wait(0, 10, 60, ["fsck.difference"])
+    assert (found.number, looks) == (4, [0, 3, 3])
+
+
 def test_a_stream_goes_on_behind_the_last_event_that_its_reader_got(system: System) -> None:
     with database.transaction():
         for _ in range(3):

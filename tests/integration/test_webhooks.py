@@ -431,6 +431,33 @@ def test_every_writer_of_events_wakes_the_endpoints(system: System, address: str
         assert entries(system, "webhooks") == []
 
 
+def test_a_rate_bounds_the_deliveries_of_an_endpoint(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(webhooks.time, "sleep", pauses.append)
+    with Receiver() as receiver:
+        hook(system, receiver, rate=2)
+        happen(3)
+        deliver()
+        assert len(receiver.received) == 3
+    # The receiver's own pauses are none
+    assert [0 < pause <= 0.5 for pause in filter(None, pauses)] == [True] * 3
+
+
+def test_a_message_is_told_of_without_reading_its_texts(system: System, address: str) -> None:
+    system.dovecot.deliver(address, message("hello"))
+    system.poll_and_process(system.add_account(address))
+    with database.connected():
+        endpoint = WebhookEndpoint(payload="fields")
+        told = webhooks._message(
+            EmailEvent.get(EmailEvent.type == "message.new").message_id, endpoint
+        )
+        assert told is not None
+        assert told["subject"] == "hello"
+    assert not {"text_body", "html_body", "headers"} & {one.name for one in webhooks.FIELDS}
+
+
 @pytest.mark.queue
 def test_a_dead_and_a_slow_endpoint_delay_no_other(system: System) -> None:
     with Receiver(lambda _: (500, {})) as dead, Receiver(delay=1.5) as slow, Receiver() as good:
