@@ -253,7 +253,8 @@ def _rhythm(account: EmailAccount, outcome: Outcome) -> dict[str, Any]:
     # What was found shows in the poll after this one; mail that came just now makes it come sooner.
     soon = account.last_poll_at + timedelta(seconds=seconds)
     columns: dict[str, Any] = {"rhythm": found, "adapted_interval": seconds}
-    if soon < account.next_poll_at and not account.watched:
+    waits = account.watched and account.watch_interval
+    if soon < account.next_poll_at and not waits:
         columns["next_poll_at"] = soon
     return columns
 
