@@ -229,15 +229,13 @@ def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> Emai
         field = REFRESH_TOKEN if account.refresh_token and not password else PASSWORD
         login = logins.login_with(account, new.secret) if new else logins.stored_login(account)
         logins.check_login(login, account.folders, field)
-    moment = database.now()
     if new or login_fields:
-        fields |= {"failures": 0, "auth_failures": 0, "not_before": None, "next_poll_at": moment}
-        # A poll that still uses the old login has nothing more to say, least of all about it.
-        fields |= {"lease_token": EmailAccount.lease_token + 1, "lease_until": None}
-        if account.state == AccountState.AUTH_FAILED:
-            fields["state"] = AccountState.ACTIVE
+        fields |= _anew(account)
     elif "poll_interval" in fields:
-        fields["next_poll_at"] = moment
+        fields["next_poll_at"] = database.now()
+    if new or login_fields or "folders" in fields:
+        # A watcher has the old login, host or folder: whoever claims it next has the new.
+        fields |= {"watcher": None, "watched_until": None, "watch_interval": None}
     if {"retention_days", "retention_expunged_days"} & fields.keys():
         fields["retained_at"] = None
     with database.transaction():
@@ -248,6 +246,22 @@ def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> Emai
             EmailFolder.forget_numbers(account.id)
             EmailRawMessage.forget_names(account.id)
     return changed
+
+
+def _anew(account: EmailAccount) -> dict[str, Any]:
+    """An account's columns when its login is another."""
+    columns: dict[str, Any] = {
+        "failures": 0,
+        "auth_failures": 0,
+        "not_before": None,
+        "next_poll_at": database.now(),
+        # A poll that still uses the old login has nothing more to say, least of all about it.
+        "lease_token": EmailAccount.lease_token + 1,
+        "lease_until": None,
+    }
+    if account.state == AccountState.AUTH_FAILED:
+        columns["state"] = AccountState.ACTIVE
+    return columns
 
 
 def pause(account: EmailAccount) -> EmailAccount:

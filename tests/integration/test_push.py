@@ -288,6 +288,22 @@ def test_more_news_than_a_server_can_tell_are_news_and_the_watch_begins_anew(
             assert (account.id,) in [entry.args for entry in entries(scripted, "poll")]
 
 
+def test_an_account_that_moves_to_another_server_is_watched_there(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "KEEP", 0.2)
+    with (
+        ScriptedImap(capabilities=b"IMAP4rev1 IDLE") as old,
+        ScriptedImap(capabilities=b"IMAP4rev1 IDLE") as new,
+    ):
+        account = add(old, push=True)
+        with watching() as one:
+            wait_until(lambda: one.watching == 1)
+            accounts.change(account, {"port": new.port}, test=False)
+            wait_until(lambda: (old.open, new.open) == (0, 1))
+            wait_until(lambda: one.watching == 1)
+
+
 def test_logins_of_a_watcher_keep_to_the_providers_pace(scripted: System) -> None:
     with ScriptedImap(capabilities=b"IMAP4rev1 IDLE") as server:
         for number in range(5):
