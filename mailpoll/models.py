@@ -351,10 +351,11 @@ class EmailAccount(Table):
             cls.update(queued_until=None).where(cls.queued_until.is_null(False)).execute()
 
     @classmethod
-    def mark_unqueued(cls, account_id: int) -> None:
-        """Note that the queue did not take the poll, so that the next tick sends it."""
+    def mark_unqueued(cls, ids: Sequence[int]) -> None:
+        """Note that the queue did not take these polls, so that the next tick sends them."""
         with database.transaction(durable=False):
-            cls.update(queued_until=None).where(cls.id == account_id).execute()
+            for chunk in database.chunks(ids):
+                cls.update(queued_until=None).where(cls.id.in_(chunk)).execute()
 
     @classmethod
     def lease(cls, account_id: int, due: int | None, seconds: int) -> Self | None:
@@ -444,6 +445,9 @@ class EmailAccount(Table):
         """Note that a server tells of news from now on, or (``interval`` is ``None``) does not.
 
         Without it the account is polled at its own interval again, beginning now.
+
+        Parameters:
+          interval: seconds between polls meanwhile, if that is longer than the account's own.
         """
         columns: dict[str, Any] = {"watch_interval": interval, "watch_error": error}
         mine = (cls.id == account_id) & (cls.watcher == watcher)

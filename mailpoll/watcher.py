@@ -363,6 +363,8 @@ class Watcher:
             poll_account.broker.enqueue_all(messages)
         except redis.RedisError as error:
             log.warning("polls not enqueued; the next tick will", error=type(error).__name__)
+            with suppress(*database.AWAY):  # then they count as queued for two minutes
+                EmailAccount.mark_unqueued(ready)
         except Exception as error:
             log.warning("news kept for later", error=type(error).__name__)
             self._news.update(ready)

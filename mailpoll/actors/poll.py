@@ -346,6 +346,7 @@ def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
         poll_account.broker.enqueue_all(messages)
     except redis.RedisError as error:
         log.warning("not enqueued; the next tick will", error=str(error))
+        EmailAccount.mark_unqueued([account.id])
 
 
 def _next_before_tick(account_id: int) -> Queued | None:

@@ -304,6 +304,28 @@ def test_an_account_that_moves_to_another_server_is_watched_there(
             wait_until(lambda: one.watching == 1)
 
 
+def test_polls_that_the_queue_does_not_take_are_sent_by_the_next_tick(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: Any) -> None:
+        raise redis.ConnectionError
+
+    with ScriptedImap(messages={1: message("a")}, capabilities=b"IMAP4rev1 IDLE") as server:
+        account = add(server, push=True, poll_interval=15)
+        monkeypatch.setattr(scripted.broker, "enqueue_all", gone)
+        # When a watcher has news, a poll its next one, and a tick a due account
+        EmailAccount.expect_polls([account.id])
+        one = Watcher()
+        one._news.add(account.id)
+        one._poll_for_news()
+        assert account_row(account.uuid).queued_until is None
+        poll(account.id, None)
+        assert account_row(account.uuid).queued_until is None
+        with pytest.raises(redis.ConnectionError):
+            schedule_polls.fn()
+        assert account_row(account.uuid).queued_until is None
+
+
 def test_logins_of_a_watcher_keep_to_the_providers_pace(scripted: System) -> None:
     with ScriptedImap(capabilities=b"IMAP4rev1 IDLE") as server:
         for number in range(5):
