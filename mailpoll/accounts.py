@@ -46,6 +46,8 @@ def check_new(
     port: int | None = None,
     security: str | None = None,
     auth: str = "password",
+    poll_interval: int | None = None,
+    poll_interval_max: int | None = None,
     archive: bool = False,
     **_: Any,
 ) -> None:
@@ -56,6 +58,7 @@ def check_new(
       AccountExists: the address is there already.
     """
     _refuse_known(address)
+    _check_intervals(poll_interval, poll_interval_max)
     if archive:
         return
     if host is not None:
@@ -64,6 +67,11 @@ def check_new(
         logins.credential_of(place.host, auth, password, refresh_token, oauth_provider, test=False)
     elif password is None and refresh_token is None:
         raise AccountError(PASSWORD, "is required, unless refresh_token is given")
+
+
+def _check_intervals(least: int | None, most: int | None) -> None:
+    if most is not None and most < (least or settings().poll_interval):
+        raise AccountError("poll_interval_max", "should not be below poll_interval")
 
 
 def _refuse_known(address: str) -> None:
@@ -115,6 +123,7 @@ def create(
       AccountExists: the address is there already.
     """
     _refuse_known(address)
+    _check_intervals(poll_interval, poll_interval_max)
     place = logins.place_of(address, host, port, security)
     logins.check_place(place.host, place.port)
     uuid = str(uuids.uuid4())
@@ -212,6 +221,7 @@ def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> Emai
     place = account.host, account.username
     for name, value in fields.items():
         setattr(account, name, value)
+    _check_intervals(account.poll_interval, account.poll_interval_max)
     if login_fields:
         logins.check_place(account.host, account.port)
     if provider != account.oauth_provider and not refresh_token:
