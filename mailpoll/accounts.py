@@ -46,6 +46,8 @@ def check_new(
     port: int | None = None,
     security: str | None = None,
     auth: str = "password",
+    poll_interval: int | None = None,
+    poll_interval_max: int | None = None,
     archive: bool = False,
     **_: Any,
 ) -> None:
@@ -56,6 +58,7 @@ def check_new(
       AccountExists: the address is there already.
     """
     _refuse_known(address)
+    _check_intervals(poll_interval, poll_interval_max)
     if archive:
         return
     if host is not None:
@@ -64,6 +67,11 @@ def check_new(
         logins.credential_of(place.host, auth, password, refresh_token, oauth_provider, test=False)
     elif password is None and refresh_token is None:
         raise AccountError(PASSWORD, "is required, unless refresh_token is given")
+
+
+def _check_intervals(least: int | None, most: int | None) -> None:
+    if most is not None and most < (least or settings().poll_interval):
+        raise AccountError("poll_interval_max", "should not be below poll_interval")
 
 
 def _refuse_known(address: str) -> None:
@@ -115,6 +123,7 @@ def create(
       AccountExists: the address is there already.
     """
     _refuse_known(address)
+    _check_intervals(poll_interval, poll_interval_max)
     place = logins.place_of(address, host, port, security)
     logins.check_place(place.host, place.port)
     uuid = str(uuids.uuid4())
@@ -212,6 +221,7 @@ def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> Emai
     place = account.host, account.username
     for name, value in fields.items():
         setattr(account, name, value)
+    _check_intervals(account.poll_interval, account.poll_interval_max)
     if login_fields:
         logins.check_place(account.host, account.port)
     if provider != account.oauth_provider and not refresh_token:
@@ -229,15 +239,13 @@ def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> Emai
         field = REFRESH_TOKEN if account.refresh_token and not password else PASSWORD
         login = logins.login_with(account, new.secret) if new else logins.stored_login(account)
         logins.check_login(login, account.folders, field)
-    moment = database.now()
     if new or login_fields:
-        fields |= {"failures": 0, "auth_failures": 0, "not_before": None, "next_poll_at": moment}
-        # A poll that still uses the old login has nothing more to say, least of all about it.
-        fields |= {"lease_token": EmailAccount.lease_token + 1, "lease_until": None}
-        if account.state == AccountState.AUTH_FAILED:
-            fields["state"] = AccountState.ACTIVE
+        fields |= _anew(account)
     elif "poll_interval" in fields:
-        fields["next_poll_at"] = moment
+        fields["next_poll_at"] = database.now()
+    if new or login_fields or "folders" in fields:
+        # A watcher has the old login, host or folder: whoever claims it next has the new.
+        fields |= {"watcher": None, "watched_until": None, "watch_interval": None}
     if {"retention_days", "retention_expunged_days"} & fields.keys():
         fields["retained_at"] = None
     with database.transaction():
@@ -248,6 +256,22 @@ def change(account: EmailAccount, fields: dict[str, Any], *, test: bool) -> Emai
             EmailFolder.forget_numbers(account.id)
             EmailRawMessage.forget_names(account.id)
     return changed
+
+
+def _anew(account: EmailAccount) -> dict[str, Any]:
+    """An account's columns when its login is another."""
+    columns: dict[str, Any] = {
+        "failures": 0,
+        "auth_failures": 0,
+        "not_before": None,
+        "next_poll_at": database.now(),
+        # A poll that still uses the old login has nothing more to say, least of all about it.
+        "lease_token": EmailAccount.lease_token + 1,
+        "lease_until": None,
+    }
+    if account.state == AccountState.AUTH_FAILED:
+        columns["state"] = AccountState.ACTIVE
+    return columns
 
 
 def pause(account: EmailAccount) -> EmailAccount:

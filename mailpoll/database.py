@@ -65,6 +65,16 @@ proxy = peewee.DatabaseProxy()
 _sqlite_writer = threading.RLock()
 
 
+class _Following(threading.local):
+    """What is to follow the commit of this thread's transaction."""
+
+    def __init__(self) -> None:
+        self.actions: dict[Callable[[], None], None] = {}
+
+
+_following = _Following()
+
+
 def timestamp(moment: datetime) -> str:
     """A time as both databases take it."""
     return moment.astimezone(UTC).isoformat(sep=" ", timespec="microseconds")
@@ -325,7 +335,7 @@ def transaction(*, durable: bool = True) -> Iterator[None]:
     if not proxy.is_closed() and proxy.in_transaction():
         yield
         return
-    with connected():
+    with _followed(), connected():
         if not is_sqlite():
             with turns.waiting(), proxy.atomic():
                 if not durable:
@@ -337,6 +347,23 @@ def transaction(*, durable: bool = True) -> Iterator[None]:
         else:
             with _writing(), proxy.atomic("IMMEDIATE"):
                 yield
+
+
+def after_commit(action: Callable[[], None]) -> None:
+    """Call ``action`` when the caller's transaction has committed, once however often it is asked.
+
+    Never when it rolls back. The action should raise nothing: what it follows is done.
+    """
+    _following.actions[action] = None
+
+
+@contextmanager
+def _followed() -> Iterator[None]:
+    """Carry out what is to follow the commit, when the locks are given back."""
+    _following.actions = {}
+    yield
+    for action in _following.actions:
+        action()
 
 
 @contextmanager

@@ -148,10 +148,25 @@ def wait(
     account_id: int | None = None,
 ) -> list[Event]:
     """The same as ``read``, but waits up to ``seconds`` for the first event."""
+    return _wait(after, limit, seconds, types, account_id)[0]
+
+
+def _wait(
+    after: int, limit: int, seconds: float, types: Sequence[str] | None, account_id: int | None
+) -> tuple[list[Event], int]:
+    """The events, and the number behind which the next look may begin.
+
+    What was looked through once is not again: of rare types the log may hold none for long.
+    """
     end = time.monotonic() + seconds
-    while not (found := read(after, limit, types, account_id)) and time.monotonic() < end:
+    while True:
+        upto = last()
+        if found := read(after, limit, types, account_id):
+            return found, found[-1].number
+        after = max(after, upto)
+        if time.monotonic() >= end:
+            return [], after
         time.sleep(LOOK)
-    return found
 
 
 def follow(
@@ -164,12 +179,10 @@ def follow(
     """Events as they come for so many seconds; ``None`` after each ``pause`` without one."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        found = wait(after, PAGE, min(pause, left), types, account_id)
+        found, after = _wait(after, PAGE, min(pause, left), types, account_id)
         if not found:
             yield None
-        for event in found:
-            after = event.number
-            yield event
+        yield from found
 
 
 def forget(days: int, received: int | None) -> int:

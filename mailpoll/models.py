@@ -3,10 +3,10 @@
 Times are aware UTC datetimes. Nothing here knows IMAP, blobs or queues.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import peewee
 from peewee import (
@@ -353,10 +353,11 @@ class EmailAccount(Table):
             cls.update(queued_until=None).where(cls.queued_until.is_null(False)).execute()
 
     @classmethod
-    def mark_unqueued(cls, account_id: int) -> None:
-        """Note that the queue did not take the poll, so that the next tick sends it."""
+    def mark_unqueued(cls, ids: Sequence[int]) -> None:
+        """Note that the queue did not take these polls, so that the next tick sends them."""
         with database.transaction(durable=False):
-            cls.update(queued_until=None).where(cls.id == account_id).execute()
+            for chunk in database.chunks(ids):
+                cls.update(queued_until=None).where(cls.id.in_(chunk)).execute()
 
     @classmethod
     def lease(cls, account_id: int, due: int | None, seconds: int) -> Self | None:
@@ -446,6 +447,9 @@ class EmailAccount(Table):
         """Note that a server tells of news from now on, or (``interval`` is ``None``) does not.
 
         Without it the account is polled at its own interval again, beginning now.
+
+        Parameters:
+          interval: seconds between polls meanwhile, if that is longer than the account's own.
         """
         columns: dict[str, Any] = {"watch_interval": interval, "watch_error": error}
         mine = (cls.id == account_id) & (cls.watcher == watcher)
@@ -480,9 +484,9 @@ class EmailAccount(Table):
                 .execute()
             )
 
-    def _change(self, columns: dict[str, Any]) -> bool:
+    def _change(self, columns: dict[str, Any], also: str = "1 = 1") -> bool:
         """Write columns if the lease is as it was read; also to this instance."""
-        where = "id = ? AND lease_token = ?"
+        where = f"id = ? AND lease_token = ? AND {also}"
         if not database.update(type(self), columns, where, self.id, self.lease_token):
             return False
         for name, value in columns.items():
@@ -533,9 +537,12 @@ class EmailAccount(Table):
             raise LeaseLost(f"account {self.uuid}")
 
     def release(self, **outcome: Any) -> bool:
-        """End the lease, and write down how the poll went; false if it was ours no more."""
+        """End the lease, and write down how the poll went; false if it was ours no more.
+
+        Also when it is released already: what is told of the poll is told once.
+        """
         with database.transaction(durable=False):
-            ours = self._change({"lease_until": None, **outcome})
+            ours = self._change({"lease_until": None, **outcome}, "lease_until IS NOT NULL")
             if ours:
                 self.announce(outcome)
         return ours
@@ -1050,6 +1057,8 @@ class EmailEvent(Table):
     #: Few and small values; nothing that a message says.
     data = JsonField(default=dict)
     created_at = TimestampField()
+    #: What a process calls when it has committed events, whatever wrote them.
+    readers: ClassVar[list[Callable[[], None]]] = []
 
     class Meta:
         table_name = "email_events"
@@ -1070,6 +1079,8 @@ class EmailEvent(Table):
         cls, rows: Sequence[tuple[EventType, int | None, int | None, Mapping[str, Any]]]
     ) -> None:
         """Write events, inside the caller's transaction: (type, account, message, data)."""
+        for reader in cls.readers:
+            database.after_commit(reader)
         moment = database.timestamp(database.now())
         ADD_EVENT.run_many(
             [
@@ -1106,6 +1117,9 @@ class WebhookEndpoint(Table):
     #: Attempts with the next event, and since when it fails.
     attempts = IntegerField(default=0)
     failing_since = TimestampField(null=True)
+    #: How many events were refused with none accepted since, and the number of the first of them.
+    refused = IntegerField(default=0)
+    refused_from = BigIntegerField(null=True)
     next_attempt_at = TimestampField(null=True)
     last_error = TextField(null=True)
     last_success_at = TimestampField(null=True)

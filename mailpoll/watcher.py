@@ -80,6 +80,8 @@ class Opened:
     wait: float = 0.0
     #: The folder is not as it was left: something came before the watch began.
     behind: bool = True
+    #: Seconds between polls beside the watch; 0: as without it, as it says nothing of some folders.
+    interval: int = 0
 
 
 @dataclass(order=True, slots=True)
@@ -105,7 +107,8 @@ class Watcher:
         self._opened: queue.SimpleQueue[Opened] = queue.SimpleQueue()
         self._news: set[int] = set()
         self._awake, self._waker = socket.socketpair()
-        self._awake.setblocking(False)
+        for end in (self._awake, self._waker):
+            end.setblocking(False)
         self._selector.register(self._awake, selectors.EVENT_READ, None)
         self._limits = RateLimit(redis_client(self._settings))
         self._logins = ThreadPoolExecutor(self._settings.watcher_logins, "login")
@@ -223,7 +226,9 @@ class Watcher:
             folder.uidnext,
             folder.server_messages,
         )
-        return Opened(watched, watch, behind=not same)
+        alone = account.folders is not None and len(account.folders) == 1
+        interval = self._settings.push_poll_interval if watch.whole or alone else 0
+        return Opened(watched, watch, behind=not same, interval=interval)
 
     def _wait_for(self, account: EmailAccount) -> float:
         """Seconds until the provider may be logged in to; takes the login when it is now."""
@@ -250,9 +255,9 @@ class Watcher:
             if opened.watch:
                 opened.watch.close()
         elif opened.watch:
-            watched.watch, watched.failures = opened.watch, 0
+            watched.watch = opened.watch
             self._selector.register(opened.watch.sock, selectors.EVENT_READ, watched)
-            self._note(watched, self._settings.push_poll_interval)
+            self._note(watched, opened.interval)
             watched.asked = True
             self._later(watched, ANSWER)
             if opened.behind:
@@ -333,6 +338,8 @@ class Watcher:
             self._news.add(watched.account_id)
             self._failed(watched, error)
             return
+        # Only now: a server may answer to logins and end each IDLE.
+        watched.failures = 0
         watched.asked = not watched.asked
         # Spread, so that not all are renewed in the same second.
         renew = self._settings.push_renew * random.uniform(0.8, 1.0)  # noqa: S311
@@ -356,6 +363,8 @@ class Watcher:
             poll_account.broker.enqueue_all(messages)
         except redis.RedisError as error:
             log.warning("polls not enqueued; the next tick will", error=type(error).__name__)
+            with suppress(*database.AWAY):  # then they count as queued for two minutes
+                EmailAccount.mark_unqueued(ready)
         except Exception as error:
             log.warning("news kept for later", error=type(error).__name__)
             self._news.update(ready)

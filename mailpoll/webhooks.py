@@ -3,7 +3,8 @@
 An endpoint's ``position`` in the event log is committed behind each delivery: a crash anywhere
 repeats one at most, which the receiver tells by its id. What fails is tried again, later each time;
 everything behind it waits, as the order is kept. An event that the receiver refuses by itself (a
-4xx status) is set aside after some attempts: trying again would not help, and others may pass.
+4xx status) is set aside after some attempts: trying again would not help, and others may pass. When
+none does, it is the receiver that is wrong: the endpoint goes back to the first of them and waits.
 Requests are signed after the Standard Webhooks specification.
 """
 
@@ -50,17 +51,30 @@ BACKOFF, BACKOFF_MAX = 5.0, 3_600.0
 PATIENCE = 86_400
 #: Attempts with an event that the receiver itself refuses.
 REFUSALS = 3
-#: Statuses below 500 that say "not now" rather than "not this".
-NOT_NOW = frozenset((408, 409, 425, 429))
+#: Events refused in a row, with none accepted between, after which it is not they that are wrong.
+REFUSED_IN_A_ROW = 5
+#: Statuses below 500 that say "not you", "not here" or "not now" rather than "not this".
+NOT_THIS = frozenset((401, 405, 407, 408, 409, 410, 421, 425, 429))
 #: Seconds for which the secret before is used beside a new one.
 OVERLAP = 86_400
 #: Characters of requests and answers that the log keeps.
 EXCERPT = 2_000
-TO_TELL = database.Statement("""
+BEHIND = database.Statement("""
     SELECT id FROM webhook_endpoints
     WHERE state = 'active' AND (next_attempt_at IS NULL OR next_attempt_at <= ?)
-        AND EXISTS (SELECT 1 FROM email_events WHERE number IS NULL)
+        AND (lease_until IS NULL OR lease_until <= ?)
+        AND (position < (SELECT number FROM email_event_counter WHERE id = 1)
+            OR EXISTS (SELECT 1 FROM email_events WHERE number IS NULL))
+    ORDER BY id
 """)
+#: What payloads tell of a message, and what only the largest of them does.
+FIELDS = (
+    *(EmailRawMessage.id, EmailRawMessage.subject, EmailRawMessage.from_addresses),
+    *(EmailRawMessage.to_addresses, EmailRawMessage.cc_addresses, EmailRawMessage.date),
+    *(EmailRawMessage.internal_date, EmailRawMessage.message_id, EmailRawMessage.in_reply_to),
+    *(EmailRawMessage.size, EmailRawMessage.sha256, EmailRawMessage.status),
+)
+TEXTS = (EmailRawMessage.text_body, EmailRawMessage.html_body)
 #: How a test event is called; it is in no log of events.
 TEST = "webhook.test"
 
@@ -127,7 +141,7 @@ def change(endpoint: WebhookEndpoint, fields: dict[str, Any]) -> WebhookEndpoint
     if "url" in fields:
         check_url(fields["url"])
     if fields.get("state") == EndpointState.ACTIVE or "url" in fields:
-        fields |= {"attempts": 0, "failing_since": None, "next_attempt_at": None}
+        fields |= _afresh()
     return _update(endpoint, fields, "webhook.change")
 
 
@@ -148,20 +162,14 @@ def rotate(endpoint: WebhookEndpoint) -> str:
 
 
 def replay(endpoint: WebhookEndpoint, after: int | None, since: datetime | None) -> int:
-    """Send again what is in the log behind an event, or from a time on; the new position.
-
-    Whatever is being delivered now cannot move the position any more.
-    """
+    """Send again what is in the log behind an event, or from a time on; the new position."""
     position = min(events.last() if after is None else after, events.last())
     if since is not None:
         table = EmailEvent
         with database.connected():
             first = table.select(fn.MIN(table.number)).where(table.created_at >= since).scalar()
         position = events.last() if first is None else int(first) - 1
-    fields: dict[str, Any] = {"position": position, "attempts": 0}
-    fields |= {"failing_since": None, "next_attempt_at": None}
-    fields["lease_token"] = WebhookEndpoint.lease_token + 1
-    _update(endpoint, fields, "webhook.replay")
+    _update(endpoint, {"position": position, **_afresh()}, "webhook.replay")
     return position
 
 
@@ -206,7 +214,9 @@ def check_url(url: str) -> None:
     """Raises EndpointError unless ``url`` can be posted to."""
     try:
         parts = urlsplit(url)
+        # Blanks and line ends: ``urlsplit`` drops some of them, and no request can hold one.
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        usable = usable and url.isprintable() and " " not in url
     except ValueError:
         usable = False
     if not usable:
@@ -219,7 +229,9 @@ def check_url(url: str) -> None:
 
 
 def _update(endpoint: WebhookEndpoint, fields: dict[str, Any], action: str) -> WebhookEndpoint:
+    """Change an endpoint, and let go of it whoever delivers to it as it was."""
     table = WebhookEndpoint
+    fields = fields | {"lease_token": table.lease_token + 1, "lease_until": None}
     with database.transaction():
         audit.record(action, "webhook", endpoint.uuid)
         table.update(**fields, updated_at=database.now()).where(table.id == endpoint.id).execute()
@@ -243,24 +255,14 @@ def _context(uuid: str, column: str) -> str:
 # Delivery
 
 
-def to_tell() -> list[int]:
-    """The endpoints that can be told now, if there are events that no reader has seen."""
-    with database.connected():
-        return [row_id for (row_id,) in TO_TELL.run(database.timestamp(database.now())).fetchall()]
-
-
 def behind() -> list[int]:
-    """The endpoints whose turn was lost: not all was delivered, and nobody is at it."""
-    last, moment = events.last(), database.now()
-    table = WebhookEndpoint
+    """The endpoints that can be told of events, and that nobody delivers to at the moment.
+
+    Whoever does looks for news once more when it has given the endpoint back.
+    """
+    moment = database.timestamp(database.now())
     with database.connected():
-        rows = table.select(table.id).where(
-            table.state == EndpointState.ACTIVE,
-            table.position < last,
-            table.next_attempt_at.is_null() | (table.next_attempt_at <= moment),
-            table.lease_until.is_null() | (table.lease_until <= moment),
-        )
-        return [endpoint_id for (endpoint_id,) in rows.tuples()]
+        return [endpoint_id for (endpoint_id,) in BEHIND.run(moment, moment).fetchall()]
 
 
 def deliver(endpoint_id: int, seconds: float) -> float | None:
@@ -275,7 +277,8 @@ def deliver(endpoint_id: int, seconds: float) -> float | None:
     try:
         pause = _turn(endpoint, time.monotonic() + seconds)
     except _Taken:
-        return None
+        # As it is now it may have a turn; whoever has it already leaves this one nothing to do.
+        return 0
     finally:
         _release(endpoint)
     if pause is None and endpoint.state == EndpointState.ACTIVE:
@@ -363,27 +366,42 @@ def _deliver_one(endpoint: WebhookEndpoint, event: Event) -> float | None:
     body = _body(event, endpoint)
     done = _send(endpoint, f"evt_{event.number}", str(event.type), body)
     attempt = endpoint.attempts + 1
-    refused = done.status is not None and 400 <= done.status < 500 and done.status not in NOT_NOW
-    if refused and attempt >= REFUSALS and done.status != 410:
+    refused = done.status is not None and 400 <= done.status < 500 and done.status not in NOT_THIS
+    if refused and attempt >= REFUSALS and endpoint.refused < REFUSED_IN_A_ROW:
         done = replace(done, outcome="refused")
     with database.transaction(durable=False):
         _log(endpoint, event, attempt, done)
-        if done.outcome != "failed":
-            _move(endpoint, position=event.number, **_well(done.delivered))
-        else:
-            _move(endpoint, **_failed(endpoint, done))
-    if done.outcome == "failed":
+        _move(endpoint, **_outcome(endpoint, event, done))
+    if endpoint.next_attempt_at is not None:
         return _pause(endpoint)
     if endpoint.rate:
         time.sleep(max(0.0, 1 / endpoint.rate - (time.monotonic() - began)))
     return None
 
 
-def _well(delivered: bool) -> dict[str, Any]:
-    columns: dict[str, Any] = {"attempts": 0, "failing_since": None, "next_attempt_at": None}
-    if delivered:
-        columns |= {"last_success_at": database.now(), "last_error": None}
-    return columns
+def _outcome(endpoint: WebhookEndpoint, event: Event, done: Delivery) -> dict[str, Any]:
+    """The columns of an endpoint behind a request."""
+    if done.delivered:
+        told = {"last_success_at": database.now(), "last_error": None}
+        return {**_afresh(), **told, "position": event.number}
+    if done.outcome == "failed":
+        return _failed(endpoint, done)
+    first = event.number if endpoint.refused_from is None else endpoint.refused_from
+    aside = {"refused_from": first, "refused": endpoint.refused + 1}
+    if aside["refused"] < REFUSED_IN_A_ROW:
+        return {**_afresh(), **aside, "position": event.number, "last_error": done.error}
+    return {**_failed(endpoint, done), **aside, "position": first - 1}
+
+
+def _afresh() -> dict[str, Any]:
+    """The columns of an endpoint of which nothing bad is known."""
+    return {
+        "attempts": 0,
+        "failing_since": None,
+        "next_attempt_at": None,
+        "refused": 0,
+        "refused_from": None,
+    }
 
 
 def _failed(endpoint: WebhookEndpoint, done: Delivery) -> dict[str, Any]:
@@ -405,6 +423,8 @@ def _failed(endpoint: WebhookEndpoint, done: Delivery) -> dict[str, Any]:
     if gone or moment - since >= timedelta(seconds=PATIENCE):
         why = "the receiver is gone (410)" if gone else f"nothing but failures since {since:%c}"
         columns |= {"state": EndpointState.DISABLED, "last_error": f"{why}: {done.error}"}
+        if endpoint.refused_from is not None:
+            columns["position"] = endpoint.refused_from - 1
         log.error("webhook disabled", webhook=endpoint.uuid, reason=why)
     return columns
 
@@ -512,12 +532,14 @@ def _envelope(kind: str, moment: datetime, data: dict[str, Any]) -> str:
 
 def _message(message_id: int, endpoint: WebhookEndpoint) -> dict[str, Any] | None:
     """What a payload says of a message; ``None`` when it is gone."""
+    table = EmailRawMessage
+    texts = TEXTS if endpoint.payload == Payload.BODIES else ()
     with database.connected():
-        row = EmailRawMessage.get_or_none(EmailRawMessage.id == message_id)
+        row = table.select(*FIELDS, *texts).where(table.id == message_id).get_or_none()
         if row is None:
             return None
-        table = EmailAttachment
-        attachments = list(table.select().where(table.message == row).order_by(table.position))
+        parts = EmailAttachment
+        attachments = list(parts.select().where(parts.message == row).order_by(parts.position))
     fields: dict[str, Any] = {
         "subject": row.subject,
         "from": row.from_addresses or [],
@@ -537,9 +559,9 @@ def _message(message_id: int, endpoint: WebhookEndpoint) -> dict[str, Any] | Non
         ],
     }
     if endpoint.payload == Payload.BODIES:
-        texts = {"text": row.text_body or "", "html": row.html_body or ""}
-        cut = {name: _cut(text, endpoint.body_limit) for name, text in texts.items()}
-        fields |= cut | {"truncated": cut != texts}
+        whole = {"text": row.text_body or "", "html": row.html_body or ""}
+        cut = {name: _cut(text, endpoint.body_limit) for name, text in whole.items()}
+        fields |= cut | {"truncated": cut != whole}
     return fields
 
 
@@ -554,8 +576,9 @@ def _cut(text: str, size: int) -> str:
 def received() -> int | None:
     """The event up to which every endpoint that still wants events has got them."""
     table = WebhookEndpoint
+    got = fn.COALESCE(table.refused_from - 1, table.position)
     with database.connected():
-        lowest = table.select(fn.MIN(table.position)).where(table.state != EndpointState.DISABLED)
+        lowest = table.select(fn.MIN(got)).where(table.state != EndpointState.DISABLED)
         return lowest.scalar()  # type: ignore[no-any-return]
 
 

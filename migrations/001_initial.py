@@ -380,6 +380,8 @@ CREATE TABLE webhook_endpoints (
     position BIGINT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0,
     failing_since {time},
+    refused INTEGER NOT NULL DEFAULT 0,
+    refused_from BIGINT,
     next_attempt_at {time},
     last_error TEXT,
     last_success_at {time},

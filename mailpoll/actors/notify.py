@@ -1,11 +1,14 @@
 """Tell webhooks of events: an actor for each endpoint that has a turn."""
 
+import math
+
 import dramatiq
 import redis
 import structlog
 
-from .. import webhooks
-from ..broker import WEBHOOKS
+from .. import database, turns, webhooks
+from ..broker import WEBHOOKS, Queued
+from ..models import EmailEvent
 
 log = structlog.get_logger()
 
@@ -22,13 +25,19 @@ def deliver_events(endpoint_id: int) -> None:
     """
     pause = webhooks.deliver(endpoint_id, TURN)
     if pause is not None:
-        deliver_events.send_with_options(args=(endpoint_id,), delay=int(pause * 1_000) or None)
+        # Rounded up: who comes too early finds that it is not time yet, and does not come again.
+        delay = math.ceil(pause * 1_000) or None
+        deliver_events.send_with_options(args=(endpoint_id,), delay=delay)
 
 
 def begin_deliveries() -> None:
-    """Give every endpoint a turn if there are events that nobody has seen yet."""
-    told = [(deliver_events.message(one), None) for one in webhooks.to_tell()]
+    """Give every endpoint a turn that has not got all events; behind each commit of events."""
     try:
-        deliver_events.broker.enqueue_all(told)
-    except redis.RedisError as error:
+        told: list[Queued] = [(deliver_events.message(one), None) for one in webhooks.behind()]
+        with turns.waiting():
+            deliver_events.broker.enqueue_all(told)
+    except (redis.RedisError, *database.AWAY) as error:
         log.warning("webhooks not begun; the sweep will", error=type(error).__name__)
+
+
+EmailEvent.readers.append(begin_deliveries)

@@ -22,7 +22,6 @@ from ..middleware.rate_limit import HOLD, Limit
 from ..models import AccountState, EmailAccount, EmailFolder, LeaseLost
 from ..settings import settings
 from ..sync import BROKEN, LEASE, AccountSync, Outcome
-from .notify import begin_deliveries
 from .process import import_messages, process_message
 
 log = structlog.get_logger()
@@ -131,7 +130,6 @@ def poll(account_id: int, due: int | None) -> None:
     finally:
         columns["last_poll_ms"] = int((time.monotonic() - started) * 1_000)
         _release(account, columns)
-    begin_deliveries()
     _follow_up(account, outcome)
 
 
@@ -255,7 +253,8 @@ def _rhythm(account: EmailAccount, outcome: Outcome) -> dict[str, Any]:
     # What was found shows in the poll after this one; mail that came just now makes it come sooner.
     soon = account.last_poll_at + timedelta(seconds=seconds)
     columns: dict[str, Any] = {"rhythm": found, "adapted_interval": seconds}
-    if soon < account.next_poll_at and not account.watched:
+    waits = account.watched and account.watch_interval
+    if soon < account.next_poll_at and not waits:
         columns["next_poll_at"] = soon
     return columns
 
@@ -347,6 +346,7 @@ def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
         poll_account.broker.enqueue_all(messages)
     except redis.RedisError as error:
         log.warning("not enqueued; the next tick will", error=str(error))
+        EmailAccount.mark_unqueued([account.id])
 
 
 def _next_before_tick(account_id: int) -> Queued | None:

@@ -37,7 +37,6 @@ from ..models import (
 )
 from ..parsing.replies import preview
 from ..settings import settings
-from .notify import begin_deliveries
 
 log = structlog.get_logger()
 
@@ -112,7 +111,6 @@ def process(message_ids: Sequence[int]) -> None:
                     kind = error.kind if isinstance(error, Failed) else "unparsable"
                     _fail(message.id, message.account_id, message.day, kind, str(error))
             late = _finish(parsed, _store_attachments(parsed))
-        begin_deliveries()
         for message, _ in late:
             accounts.empty_if_deleted(message.account_id, message.account_uuid)
     except (StoreUnavailable, DataKeyError):

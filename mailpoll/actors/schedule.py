@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import cast
 
 import dramatiq
+import redis
 import structlog
 from periodiq import cron
 
@@ -33,7 +34,11 @@ def schedule_polls() -> None:
     EmailAccount.give_up_watches()
     _notice_lost_queues()
     while accounts := EmailAccount.claim_due(HORIZON, CLAIM):
-        enqueue_polls(accounts, database.now())
+        try:
+            enqueue_polls(accounts, database.now())
+        except redis.RedisError:
+            EmailAccount.mark_unqueued([account.id for account in accounts])
+            raise
         if len(accounts) < CLAIM:
             return
 

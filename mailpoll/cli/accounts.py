@@ -340,5 +340,5 @@ def enqueue_poll(account_id: int) -> None:
     from ..models import EmailAccount
 
     if not queues.offer(poll_account, account_id):
-        EmailAccount.mark_unqueued(account_id)
+        EmailAccount.mark_unqueued([account_id])
         click.echo("the queue does not answer: it is polled when `mailpoll up` runs", err=True)

@@ -4,12 +4,13 @@ For what a login needs beside IMAP, OAuth 2 token servers and autoconfig files, 
 Hosts go through the same check as IMAP hosts, and redirects are not followed.
 """
 
+import http.client
 import ipaddress
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlencode, urlsplit
@@ -25,6 +26,10 @@ from .errors import Fault, ImapError
 
 #: Bytes of an answer; token answers and autoconfig files have a few thousand.
 LIMIT = 200_000
+#: Bytes that are read of a webhook's answer, whose status says it all.
+BEGINNING = 8_000
+
+Read = Callable[[urllib3.HTTPResponse, float], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +57,18 @@ def request(
         raise ImapError(Fault.TLS, f"{url} should be an https:// address")
     address = _resolve(parts, settings, None)
     if form is None:
-        return _exchange(parts, address, settings, seconds, "GET", None, {})
+        return _exchange(parts, address, settings, seconds, "GET", None, {}, _whole)
     headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
-    return _exchange(parts, address, settings, seconds, "POST", urlencode(form).encode(), headers)
+    body = urlencode(form).encode()
+    return _exchange(parts, address, settings, seconds, "POST", body, headers, _whole)
 
 
 def post(
     url: str, settings: Settings, seconds: float, body: bytes, headers: Mapping[str, str]
 ) -> Answer:
     """POST ``body`` to a webhook: over https, inside the team's own networks also over http.
+
+    Of the answer's body only the beginning is read.
 
     Raises:
       ImapError: as ``request`` does.
@@ -71,7 +79,7 @@ def post(
     inside = any(ipaddress.ip_address(address) in network for network in own)
     if parts.scheme != "https" and not inside:
         raise ImapError(Fault.TLS, "plain http goes to MAILPOLL_WEBHOOK_ALLOWED_NETWORKS only")
-    return _exchange(parts, address, settings, seconds, "POST", body, headers)
+    return _exchange(parts, address, settings, seconds, "POST", body, headers, _beginning)
 
 
 def _authority(parts: SplitResult) -> str:
@@ -95,6 +103,7 @@ def _exchange(
     method: str,
     body: bytes | None,
     headers: Mapping[str, str],
+    read: Read,
 ) -> Answer:
     timeout = min(seconds, settings.imap_connect_timeout)
     connection = HTTPConnection(address, _port(parts), timeout=timeout)
@@ -115,10 +124,19 @@ def _exchange(
         connection.request(method, target, body, headers, **how)
         response = connection.getresponse()
         retry_after = response.headers.get("Retry-After", "")
-        return Answer(response.status, _read(response, seconds), retry_after)
+        return Answer(response.status, read(response, seconds), retry_after)
 
 
-def _read(response: urllib3.HTTPResponse, seconds: float) -> bytes:
+def _beginning(response: urllib3.HTTPResponse, _: float) -> bytes:
+    """What comes of a body before it is long enough, ends, or breaks."""
+    body = b""
+    with suppress(OSError, urllib3.exceptions.HTTPError, http.client.HTTPException):
+        while len(body) < BEGINNING and (chunk := response.read1(BEGINNING)):
+            body += chunk
+    return body
+
+
+def _whole(response: urllib3.HTTPResponse, seconds: float) -> bytes:
     end = time.monotonic() + seconds
     body = b""
     while chunk := response.read1(LIMIT):
@@ -161,5 +179,8 @@ def _translated(place: str) -> Iterator[None]:
         raise ImapError(Fault.TIMED_OUT, place) from None
     except urllib3.exceptions.NewConnectionError:
         raise ImapError(Fault.UNREACHABLE, place) from None
-    except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:
+    except (
+        *(OSError, ValueError),
+        *(urllib3.exceptions.HTTPError, http.client.HTTPException),
+    ) as error:
         raise ImapError(Fault.CONNECTION_LOST, f"{place}: {type(error).__name__}") from None

@@ -17,6 +17,8 @@ from .session import Session
 
 #: What says that a folder has other messages than before.
 NEWS = re.compile(rb"\* (?:\d+ (?:EXISTS|EXPUNGE)|VANISHED|STATUS)\b", re.IGNORECASE)
+#: The server could not keep up and tells of nothing from now on (RFC 5465, 5.8).
+OVERFLOW = re.compile(rb"\* OK \[NOTIFICATIONOVERFLOW\]", re.IGNORECASE)
 #: A server that says what it has in so many bytes without a line end is broken.
 LINE = 65_536
 CHUNK = 16_384
@@ -37,6 +39,7 @@ class Watch:
 
     Attributes:
       answered: whether the server has answered to the last command.
+      whole: whether it tells of every folder, and not only of the open one.
       uidnext, messages: what the server told of the folder when it was opened.
     """
 
@@ -46,7 +49,9 @@ class Watch:
         self._rest = b""
         self._tag = b""
         self._send: Callable[[bytes], bytes] = lambda line: line
+        self._ending = False
         self.answered = False
+        self.whole = False
         self.uidnext: int | None = None
         self.messages: int | None = None
         self.sock: socket.socket
@@ -63,8 +68,7 @@ class Watch:
                 raise ImapError(Fault.REFUSED, "the server has no IDLE")
             status = session.examine(self._wire_name)
             self.uidnext, self.messages = status.uidnext, status.messages
-            if session.supports("NOTIFY"):
-                session.run(NOTIFY)
+            self.whole = session.supports("NOTIFY") and _notifies(session)
             self._send = session.send_command
             self.sock, self._rest = session.hand_over()
             _keep_alive(self.sock)
@@ -91,7 +95,7 @@ class Watch:
             return
 
     def _idle(self) -> None:
-        self.answered = False
+        self.answered = self._ending = False
         self._tag = self._send(b"IDLE")
 
     def renew(self) -> None:
@@ -100,7 +104,7 @@ class Watch:
         Raises:
           ImapError: the connection is lost.
         """
-        self.answered = False
+        self.answered, self._ending = False, True
         self._write(b"DONE\r\n")
 
     def _write(self, data: bytes) -> None:
@@ -126,14 +130,21 @@ class Watch:
                 error = refusal(line[6:].decode("utf-8", "replace"), Fault.CONNECTION_LOST)
                 error.ended = True
                 raise error
+            elif OVERFLOW.match(line):
+                raise ImapError(Fault.CONNECTION_LOST, "the server has more news than it can tell")
             elif self._tag and line.startswith(self._tag + b" "):
                 self._ended(line[len(self._tag) + 1 :])
         return news
 
     def _ended(self, answer: bytes) -> None:
-        """The IDLE is over: as it was asked to be, or because the server will not have it."""
+        """The IDLE is over: as it was asked to be, or because the server will not have it.
+
+        Begun again at once where nobody had ended it, it might end as soon, and so on for ever.
+        """
         if not answer.upper().startswith(b"OK"):
             raise refusal(answer.decode("utf-8", "replace"), Fault.REFUSED)
+        if not self._ending:
+            raise ImapError(Fault.CONNECTION_LOST, "the server ended the IDLE")
         self._idle()
 
     def _lines(self) -> list[bytes]:
@@ -157,6 +168,17 @@ class Watch:
             return b"".join(pieces)
         except OSError as error:
             raise ImapError(Fault.CONNECTION_LOST, str(error)) from None
+
+
+def _notifies(session: Session) -> bool:
+    """Ask for news of all folders; whether the server will tell them."""
+    try:
+        session.run(NOTIFY)
+    except ImapError as error:
+        if error.fault is not Fault.REFUSED:
+            raise
+        return False
+    return True
 
 
 def _keep_alive(sock: socket.socket) -> None:

@@ -64,7 +64,7 @@ def _active_or_409(uuid: UUID) -> EmailAccount:
 
 def _enqueue_poll(account: EmailAccount) -> None:
     if not queues.offer(poll_account, account.id):
-        EmailAccount.mark_unqueued(account.id)
+        EmailAccount.mark_unqueued([account.id])
 
 
 #: What lists are sorted by, and by the id where that is the same.

@@ -92,13 +92,15 @@ def test_an_import_tells_of_each_row(system: System, address: str) -> None:
         {"address": f"c{address}"},
         {"address": f"d{address}", "password": "x", "host": "127.0.0.1", "port": 25},
         {"address": "nobody", "password": "x"},
+        system.new_account(f"e{address}", poll_interval=300, poll_interval_max=60),
     ]
     dry = system.post(f"{URL}/import", 200, accounts=rows)
     assert dry["dry_run"]
     outcomes = [(row["row"], row["outcome"]) for row in dry["items"]]
-    assert outcomes == [(1, "fine"), *((number, "refused") for number in range(2, 8))]
+    assert outcomes == [(1, "fine"), *((number, "refused") for number in range(2, 9))]
     fields = [[error["field"] for error in row["errors"]] for row in dry["items"]]
-    assert fields == [[], ["port"], ["address"], ["address"], ["password"], ["port"], ["address"]]
+    named = ["port", "address", "address", "password", "port", "address", "poll_interval_max"]
+    assert fields == [[], *([name] for name in named)]
     assert PASSWORD not in repr(dry)
     assert len(system.get(URL)["items"]) == 1
 

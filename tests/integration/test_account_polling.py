@@ -5,7 +5,7 @@ from uuid import uuid4
 import pytest
 
 from mailpoll.models import AccountState
-from tests.integration.rows import change_accounts
+from tests.integration.rows import account_row, change_accounts
 from tests.integration.system import System, message, wait_until
 
 URL = "/admin/email-accounts"
@@ -17,6 +17,36 @@ def test_a_poll_brings_in_new_mail_at_once(system: System, address: str) -> None
     system.dovecot.deliver(address, message("new"))
     system.poll_and_process(account)
     assert [item["subject"] for item in system.messages(account)] == ["new"]
+
+
+def test_the_longest_interval_is_not_below_the_interval(system: System, address: str) -> None:
+    wrong = {"poll_interval": 300, "poll_interval_max": 299}
+    problems = [
+        system.post(URL, 422, **system.new_account(address, test=False, **wrong)),
+        # The usual interval is 60 s
+        system.post(URL, 422, **system.new_account(address, test=False, poll_interval_max=59)),
+    ]
+    account = system.add_account(address, poll_interval=300, poll_interval_max=300)
+    for change in ({"poll_interval_max": 299}, {"poll_interval": 301}):
+        answer = system.api.simulate_patch(f"{URL}/{account}", json=change)
+        assert answer.status_code == 422
+        problems.append(answer.json)
+    for problem in problems:
+        assert [error["field"] for error in problem["errors"]] == ["poll_interval_max"]
+    answer = system.api.simulate_patch(f"{URL}/{account}", json={"poll_interval_max": None})
+    assert answer.status_code == 200
+
+
+def test_an_account_follows_its_rhythm_between_its_limits(system: System, address: str) -> None:
+    account = system.add_account(address, poll_interval=60, poll_interval_max=70)
+    intervals = []
+    for count in (0, 0, 0, 200):
+        # Its import, then two polls without mail that make it seldom, then much mail
+        system.dovecot.deliver_many(address, [message(f"{count}/{n}") for n in range(count)])
+        system.poll_and_process(account)
+        row = account_row(account)
+        intervals.append((row.next_poll_at - row.last_poll_at).total_seconds())
+    assert intervals[2:] == [70, 60]
 
 
 @pytest.mark.parametrize("state", [AccountState.PAUSED, AccountState.AUTH_FAILED])

@@ -500,6 +500,7 @@ def test_a_mailbox_is_shown_and_changed(
     assert shown() == before
     assert "changed" in edit("--password-stdin", given=PASSWORD)
     assert "poll_interval" in edit("--interval", "-1", code=1)
+    assert "poll_interval_max: should not be below" in edit("--interval-max", "29", code=1)
     assert "what is to change" in edit(code=2)
 
 

@@ -10,7 +10,7 @@ import pytest
 from mailpoll import database, events, replay, runtime
 from mailpoll.actors import process
 from mailpoll.actors.process import import_messages, process_message
-from mailpoll.models import EmailEvent, EmailFolder, EmailRawMessage, EventType
+from mailpoll.models import EmailAccount, EmailEvent, EmailFolder, EmailRawMessage, EventType
 from tests.integration.conftest import SETS, run_system
 from tests.integration.rows import account_row
 from tests.integration.scripted import add, polled
@@ -191,6 +191,16 @@ def test_changes_of_an_accounts_state_and_its_finished_import_are_told(
     assert [event["data"]["state"] for event in told("account.state")] == ["paused", "active"]
 
 
+def test_a_poll_that_is_released_twice_tells_its_end_once(scripted: System) -> None:
+    with ScriptedImap() as server:
+        account = EmailAccount.lease(add(server).id, None, 60)
+        assert account is not None
+        # As when the process is told to end while its first release is committed
+        columns = {"state": "auth_failed", "last_error": "no"}
+        assert [account.release(**columns) for _ in range(2)] == [True, False]
+    assert len(told("account.state")) == 1
+
+
 def test_refused_logins_are_told_with_the_reason(scripted: System) -> None:
     with ScriptedImap() as server:
         account = add(server)
@@ -320,6 +330,28 @@ def test_more_who_wait_than_places_are_sent_away_and_others_are_served(
             EmailEvent.add(EventType.STORAGE_FALLBACK)
         reader.join(10)
         assert got[0]["last"] == 1
+
+
+def test_who_waits_for_rare_events_looks_through_each_event_once(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database.transaction():
+        for _ in range(3):
+            EmailEvent.add(EventType.STORAGE_FALLBACK)
+    looks: list[int] = []
+    read = events.read
+
+    def noted(after: int, *rest: Any) -> list[events.Event]:
+        looks.append(after)
+        if len(looks) == 3:
+            with database.transaction():
+                EmailEvent.add(EventType.FSCK_DIFFERENCE)
+        return read(after, *rest)
+
+    monkeypatch.setattr(events, "read", noted)
+    monkeypatch.setattr(events, "LOOK", 0)
+    (found,) = events.wait(0, 10, 60, ["fsck.difference"])
+    assert (found.number, looks) == (4, [0, 3, 3])
 
 
 def test_a_stream_goes_on_behind_the_last_event_that_its_reader_got(system: System) -> None:

@@ -12,24 +12,27 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import redis
 from imapclient import IMAPClient
 
-from mailpoll import database, logins, watcher
+from mailpoll import accounts, budgets, database, logins, watcher
 from mailpoll.actors.poll import poll
 from mailpoll.actors.schedule import schedule_polls
 from mailpoll.models import EmailAccount
+from mailpoll.settings import settings
 from mailpoll.watcher import Watcher
 from tests.integration.queue_entries import entries
 from tests.integration.rows import account_row
-from tests.integration.scripted import add
+from tests.integration.scripted import add, polled
 from tests.integration.system import System, message, wait_until
-from tests.servers.scripted_imap import Rule, ScriptedImap
+from tests.servers.scripted_imap import Mailbox, Rule, ScriptedImap
 
 
 @contextmanager
-def watching() -> Iterator[Watcher]:
-    """A watcher in a thread of this process."""
+def watching(**changed: Any) -> Iterator[Watcher]:
+    """A watcher in a thread of this process, with some settings changed."""
     one = Watcher()
+    one._settings = one._settings.model_copy(update=changed)
     thread = threading.Thread(target=one.run)
     thread.start()
     try:
@@ -210,6 +213,134 @@ def test_a_connection_that_went_silent_is_found_and_replaced(
             wait_until(lambda: account_row(account.uuid).watch_error)
             assert "does not answer" in account_row(account.uuid).watch_error
             wait_until(lambda: one.watching == 1)
+
+
+def test_an_idle_is_begun_anew_again_and_again(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "ANSWER", 0.2)
+    with ScriptedImap(messages={1: message("a")}, capabilities=b"IMAP4rev1 IDLE") as server:
+        account = add(server, push=True)
+        with watching(push_renew=0.1) as one:
+            wait_until(lambda: server.commands.count("DONE") > 2)
+            assert one.watching == 1
+        idles, ended = server.commands.count("IDLE"), server.commands.count("DONE")
+        assert idles - ended in (0, 1)
+        assert server.commands.count("EXAMINE INBOX") <= 1
+    assert account_row(account.uuid).watch_error is None
+
+
+def test_a_connection_that_goes_silent_while_it_idles_is_found_and_replaced(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "ANSWER", 0.5)
+    monkeypatch.setattr(watcher, "BACKOFF", 0.2)
+    with ScriptedImap(messages={1: message("a")}, capabilities=b"IMAP4rev1 IDLE") as server:
+        server.rules = [Rule(r"DONE", b"", times=1)]
+        account = add(server, push=True)
+        with watching(push_renew=0.1) as one:
+            wait_until(lambda: account_row(account.uuid).watch_error)
+            assert "does not answer" in account_row(account.uuid).watch_error
+            wait_until(lambda: one.watching == 1)
+
+
+def test_an_idle_that_the_server_ends_is_not_begun_again_at_once(scripted: System) -> None:
+    with ScriptedImap(messages={1: message("a")}, capabilities=b"IMAP4rev1 IDLE") as server:
+        server.rules = [Rule(r"IDLE", b"+ idling\r\n{tag} OK idled\r\n")]
+        account = add(server, push=True)
+        with watching() as one:
+            wait_until(lambda: account_row(account.uuid).watch_error)
+            assert one.watching == 0
+        assert server.commands.count("IDLE") == 1
+    assert "ended the IDLE" in account_row(account.uuid).watch_error
+
+
+@pytest.mark.parametrize(("folders", "interval"), [(None, 0), (["INBOX"], 900)])
+def test_where_notify_is_refused_one_folder_is_idled_and_the_others_keep_their_interval(
+    scripted: System, folders: list[str] | None, interval: int
+) -> None:
+    with ScriptedImap(messages={1: message("a")}, capabilities=b"IMAP4rev1 IDLE NOTIFY") as server:
+        server.rules = [Rule(r"NOTIFY", b"{tag} NO [BADEVENT (MessageNew)] not here\r\n")]
+        server.folders = {b"Lists": Mailbox()}
+        account = add(server, push=True, folders=folders, poll_interval=300)
+        with watching():
+            wait_until(watched(scripted, account.uuid))
+            poll(account.id, None)
+            row = account_row(account.uuid)
+            ahead = row.next_poll_at - row.last_poll_at
+    assert (row.watch_error, row.watch_interval) == (None, interval)
+    assert ahead == timedelta(seconds=max(300, interval))
+
+
+def test_more_news_than_a_server_can_tell_are_news_and_the_watch_begins_anew(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "BACKOFF", 0.2)
+    with ScriptedImap(messages={1: message("a")}, capabilities=b"IMAP4rev1 IDLE NOTIFY") as server:
+        overflow = b"+ idling\r\n* OK [NOTIFICATIONOVERFLOW] too many\r\n"
+        server.rules = [Rule(r"IDLE", overflow, times=1)]
+        account = polled(add(server, push=True))
+        scripted.broker.flush("poll")
+        with watching() as one:
+            wait_until(lambda: entries(scripted, "poll"))
+            wait_until(lambda: server.commands.count("IDLE") == 2)
+            wait_until(lambda: one.watching == 1)
+            assert (account.id,) in [entry.args for entry in entries(scripted, "poll")]
+
+
+def test_an_account_that_moves_to_another_server_is_watched_there(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "KEEP", 0.2)
+    with (
+        ScriptedImap(capabilities=b"IMAP4rev1 IDLE") as old,
+        ScriptedImap(capabilities=b"IMAP4rev1 IDLE") as new,
+    ):
+        account = add(old, push=True)
+        with watching() as one:
+            wait_until(lambda: one.watching == 1)
+            accounts.change(account, {"port": new.port}, test=False)
+            wait_until(lambda: (old.open, new.open) == (0, 1))
+            wait_until(lambda: one.watching == 1)
+
+
+def test_polls_that_the_queue_does_not_take_are_sent_by_the_next_tick(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: Any) -> None:
+        raise redis.ConnectionError
+
+    with ScriptedImap(messages={1: message("a")}, capabilities=b"IMAP4rev1 IDLE") as server:
+        account = add(server, push=True, poll_interval=15)
+        monkeypatch.setattr(scripted.broker, "enqueue_all", gone)
+        # When a watcher has news, a poll its next one, and a tick a due account
+        EmailAccount.expect_polls([account.id])
+        one = Watcher()
+        one._news.add(account.id)
+        one._poll_for_news()
+        assert account_row(account.uuid).queued_until is None
+        poll(account.id, None)
+        assert account_row(account.uuid).queued_until is None
+        with pytest.raises(redis.ConnectionError):
+            schedule_polls.fn()
+        assert account_row(account.uuid).queued_until is None
+
+
+def test_logins_of_a_watcher_keep_to_the_providers_pace(scripted: System) -> None:
+    with ScriptedImap(capabilities=b"IMAP4rev1 IDLE") as server:
+        for number in range(5):
+            add(server, f"{number}@example.org", push=True)
+        pace = {"imap_host_logins_per_minute": 2}
+        scripted_settings = settings().model_copy(update=pace)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(budgets, "settings", lambda: scripted_settings)
+            with watching() as one:
+                wait_until(lambda: one.watching == 2)
+                wait_until(lambda: sum(not a.busy for a in one._accounts.values()) == 5)
+                assert one.watching == 2
+                # Those that wait have an appointment each, spread, and no thread
+                moments = {due.moment for due in one._appointments if due.watch is None}
+                assert len(moments) == 3
 
 
 def test_news_that_come_while_the_account_is_being_polled_lead_to_another_poll(

@@ -1,8 +1,10 @@
 """Webhooks: every event, in order, signed, until the receiver has taken it."""
 
 import itertools
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from mailpoll import database, events, webhooks
 from mailpoll.actors import deliver_events
 from mailpoll.models import EmailEvent, EventType, WebhookDelivery, WebhookEndpoint
 from tests.integration.conftest import SETS, run_system
+from tests.integration.queue_entries import entries
 from tests.integration.system import System, message, wait_until
 from tests.integration.test_console import Browser
 from tests.servers.dovecot import Dovecot
@@ -51,6 +54,30 @@ def deliver() -> None:
     with database.transaction():
         WebhookEndpoint.update(next_attempt_at=None).execute()
     webhooks.deliver(row().id, 10)
+
+
+@contextmanager
+def saying(answer: bytes) -> Iterator[str]:
+    """A server that answers each request with these bytes and ends; its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                with client:
+                    client.recv(65_536)
+                    with suppress(OSError):  # a long answer is not heard to its end
+                        client.sendall(answer)
+                        client.shutdown(socket.SHUT_WR)
+                        while client.recv(65_536):
+                            pass
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 # --- the way
@@ -269,6 +296,168 @@ def test_an_event_that_the_receiver_refuses_is_set_aside_and_can_be_sent_again(
         assert (again["outcome"], receiver.ids[-1]) == ("delivered", "evt_2")
 
 
+def test_a_receiver_that_refuses_everything_is_disabled_and_loses_nothing(system: System) -> None:
+    well = False
+    with Receiver(lambda _: (200 if well else 404, {})) as receiver:
+        created = hook(system, receiver)
+        happen(8)
+        while row().failing_since is None or row().refused < webhooks.REFUSED_IN_A_ROW:
+            deliver()
+        # Then it stands before the first event that was refused, and fails like any other
+        assert (row().position, row().state) == (0, "active")
+        assert webhooks.received() == 0
+        deliver()
+        assert receiver.ids[-1] == "evt_1"
+        with database.transaction():
+            day = database.now() - timedelta(hours=25)
+            WebhookEndpoint.update(failing_since=day).execute()
+        deliver()
+        assert (row().position, row().state) == (0, "disabled")
+        well = True
+        path = f"/admin/webhooks/{created['id']}"
+        assert system.api.simulate_patch(path, json={"state": "active"}).status_code == 200
+        deliver()
+        assert receiver.ids[-8:] == [f"evt_{number}" for number in range(1, 9)]
+
+
+def test_refused_events_with_accepted_ones_between_block_nothing(system: System) -> None:
+    with Receiver(lambda got: (200 if int(got.id[4:]) % 3 == 0 else 400, {})) as receiver:
+        hook(system, receiver)
+        happen(15)
+        while row().position < events.last():
+            deliver()
+            assert row().refused < webhooks.REFUSED_IN_A_ROW
+        taken = list(dict.fromkeys(receiver.ids))
+        assert taken == [f"evt_{number}" for number in range(1, 16)]
+
+
+def test_a_wrong_signature_is_no_refusal_of_an_event(system: System) -> None:
+    with Receiver(lambda _: (401, {})) as receiver:
+        hook(system, receiver)
+        happen(2)
+        for _ in range(5):
+            deliver()
+        assert set(receiver.ids) == {"evt_1"}
+    assert row().failing_since is not None
+
+
+def test_what_is_no_http_is_a_failure_with_a_row_in_the_log(system: System) -> None:
+    with saying(b"220 mail.example.org ESMTP\r\n") as url:
+        created = system.post("/admin/webhooks", 201, url=url)
+        happen(1)
+        deliver()
+    (logged,) = system.get(f"/admin/webhooks/{created['id']}/deliveries")["items"]
+    assert (logged["outcome"], logged["status"]) == ("failed", None)
+    assert row().attempts == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n" + b"a" * 900_000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\nand then it breaks",
+    ],
+    ids=["long", "broken"],
+)
+def test_a_2xx_status_is_a_success_whatever_follows(system: System, answer: bytes) -> None:
+    with saying(answer) as url:
+        system.post("/admin/webhooks", 201, url=url)
+        happen(1)
+        deliver()
+    assert row().position == 1
+
+
+@pytest.mark.parametrize("what", ["url", "secret", "replay"])
+def test_what_is_done_to_an_endpoint_holds_for_the_delivery_that_is_under_way(
+    system: System, what: str
+) -> None:
+    with Receiver() as new:
+        acts: list[Callable[[], Any]] = []
+
+        def answer(got: Received) -> tuple[int, dict[str, str]]:
+            if got.id == "evt_2" and acts:
+                acts.pop()()
+            return 200, {}
+
+        with Receiver(answer) as old:
+            created = hook(system, old)
+            happen(3)
+            path = f"/admin/webhooks/{created['id']}"
+            does: dict[str, Callable[[], Any]] = {
+                "url": lambda: system.api.simulate_patch(path, json={"url": new.url}),
+                "secret": lambda: system.post(f"{path}/secret"),
+                "replay": lambda: system.post(f"{path}/replay", 202, after=0),
+            }
+            acts.append(does[what])
+            # When it is done during the second request, which then moves nothing any more
+            assert webhooks.deliver(row().id, 10) == 0
+            assert row().position == (0 if what == "replay" else 1)
+            deliver()
+            if what == "url":
+                assert (old.ids, new.ids) == (["evt_1", "evt_2"], ["evt_2", "evt_3"])
+            else:
+                again = old.received[2:]
+                first = 1 if what == "replay" else 2
+                assert [got.id for got in again] == [f"evt_{n}" for n in range(first, 4)]
+
+
+def test_events_that_another_reader_has_seen_first_are_told_at_once(system: System) -> None:
+    with Receiver() as receiver:
+        hook(system, receiver)
+        happen(1)
+        deliver()
+        system.broker.flush("webhooks")
+        # When somebody reads the log between the event and the look of who wrote it
+        with database.transaction():
+            database.after_commit(events.number_all)
+            EmailEvent.add(EventType.STORAGE_FALLBACK)
+        assert [entry.args for entry in entries(system, "webhooks")] == [(row().id,)]
+
+
+def test_every_writer_of_events_wakes_the_endpoints(system: System, address: str) -> None:
+    account = system.add_account(address)
+    with Receiver() as receiver:
+        hook(system, receiver)
+        system.post(f"/admin/email-accounts/{account}/pause")
+        assert [entry.args for entry in entries(system, "webhooks")] == [(row().id,)]
+        # And not one that writes nothing, or whose transaction rolls back
+        deliver()
+        system.broker.flush("webhooks")
+        with pytest.raises(ZeroDivisionError), database.transaction():
+            EmailEvent.add(EventType.STORAGE_FALLBACK)
+            raise ZeroDivisionError
+        with database.transaction():
+            pass
+        assert entries(system, "webhooks") == []
+
+
+def test_a_rate_bounds_the_deliveries_of_an_endpoint(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(webhooks.time, "sleep", pauses.append)
+    with Receiver() as receiver:
+        hook(system, receiver, rate=2)
+        happen(3)
+        deliver()
+        assert len(receiver.received) == 3
+    # The receiver's own pauses are none
+    assert [0 < pause <= 0.5 for pause in filter(None, pauses)] == [True] * 3
+
+
+def test_a_message_is_told_of_without_reading_its_texts(system: System, address: str) -> None:
+    system.dovecot.deliver(address, message("hello"))
+    system.poll_and_process(system.add_account(address))
+    with database.connected():
+        endpoint = WebhookEndpoint(payload="fields")
+        told = webhooks._message(
+            EmailEvent.get(EmailEvent.type == "message.new").message_id, endpoint
+        )
+        assert told is not None
+        assert told["subject"] == "hello"
+    assert not {"text_body", "html_body", "headers"} & {one.name for one in webhooks.FIELDS}
+
+
 @pytest.mark.queue
 def test_a_dead_and_a_slow_endpoint_delay_no_other(system: System) -> None:
     with Receiver(lambda _: (500, {})) as dead, Receiver(delay=1.5) as slow, Receiver() as good:
@@ -334,7 +523,10 @@ def test_a_test_event_tells_what_the_receiver_answers(system: System) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://example.org/", "https://", "example.org", "https://u:p@example.org/", "https://a:b/"],
+    [
+        *("ftp://example.org/", "https://", "example.org", "https://u:p@example.org/"),
+        *("https://a:b/", "https://example.org/a b", "https://example.org/a\nb"),
+    ],
 )
 def test_a_url_that_cannot_work_is_refused_by_name(system: System, url: str) -> None:
     problem = system.post("/admin/webhooks", 422, url=url)

@@ -107,6 +107,8 @@ class Connection:
     """What one client has done so far."""
 
     tag: bytes = b""
+    #: The tag of the IDLE that it is in, which ``DONE`` ends.
+    idling: bytes = b""
     folder: bytes = b"INBOX"
     authenticated: bool = False
     identified: bool = False
@@ -201,6 +203,10 @@ class ScriptedImap:
             return
         for line in file:
             tag, _, command = line.rstrip(b"\r\n").partition(b" ")
+            if tag == b"DONE":
+                tag, command = connection.idling, tag
+            elif command == b"IDLE":
+                connection.idling = tag
             connection.tag = tag
             self.latest = connection
             text = command.decode("latin-1")
@@ -251,6 +257,8 @@ class ScriptedImap:
             connection.authenticated = True
         if verb.startswith("ID "):
             connection.identified = True
+        if verb == "IDLE" and b"IDLE" in self.capabilities:
+            return b"+ idling\r\n"
         if verb.startswith("ENABLE "):
             return b"* ENABLED" + command[6:].encode() + b"\r\n" + done
         if verb.startswith("LIST"):
