@@ -15,13 +15,15 @@ from typing import Any
 import redis
 import structlog
 
-from . import counters, database, queues, runtime, stats
+from . import counters, database, keys, queues, runtime, stats
 from .blobs import StoreUnavailable
 from .broker import Broker
 from .models import (
     AccountState,
     Alarm,
     EmailAccount,
+    EmailDamage,
+    EmailScrub,
     EndpointState,
     Mark,
     MarkName,
@@ -45,6 +47,8 @@ NAMED = 10
 LATE = 600
 #: Seconds of nothing but failures after which a webhook is alarming.
 WEBHOOK = 3_600
+#: A round of the scrub may take its days and as long again, or this when they are few.
+SCRUB = timedelta(days=1)
 #: Shares of Redis' memory in use, and of the disk free.
 MEMORY, DISK = 0.7, 0.05
 
@@ -164,6 +168,42 @@ def _webhooks_fail(_: Broker) -> Found | None:
     return Found(f"{len(names):,} webhooks are not told of events", len(names), names[:NAMED])
 
 
+def _blobs_damaged(_: Broker) -> Found | None:
+    table = EmailDamage
+    with database.connected():
+        amount = table.select().count()
+        owners = table.select(table.account).distinct()
+        rows = EmailAccount.select(EmailAccount.uuid).where(EmailAccount.id.in_(owners))
+        names = [row.uuid for row in rows.order_by(EmailAccount.id).limit(NAMED)]
+    if not amount:
+        return None
+    return Found(f"{amount:,} stored blobs are damaged and could not be healed", amount, names)
+
+
+def _scrub_late(_: Broker) -> Found | None:
+    period = timedelta(days=settings().scrub_days)
+    with database.connected():
+        state = EmailScrub.get_or_none()
+    if not period or state is None:
+        return None
+    age = database.now() - state.started_at
+    if age <= period + max(period, SCRUB):
+        return None
+    within = f"within {settings().scrub_days:g} days"
+    return Found(f"all blobs are to be read back {within}, and were not for {age.days:,}")
+
+
+def _keys(_: Broker) -> Found | None:
+    """Secrets whose key is missing, or is to be taken out of the ring some day and is needed."""
+    ring = runtime.keyring()
+    amounts = {name: sum(columns.values()) for name, columns in keys.counts().items()}
+    lost = sum(amount for name, amount in amounts.items() if name not in ring.ids)
+    if lost:
+        return Found(f"{lost:,} stored secrets cannot be opened: their keys are missing", lost)
+    old = sum(amount for name, amount in amounts.items() if name != ring.current)
+    return Found(f"{old:,} stored secrets are sealed with an old key", old) if old else None
+
+
 #: Every alarm; ``docs/operations.md`` says more.
 ALARMS = {
     "auth_failed": Kind(
@@ -185,6 +225,18 @@ ALARMS = {
         _webhooks_fail,
         "see last_error of each in GET /admin/webhooks; mend the receiver, then make it active "
         "again or delete it",
+    ),
+    "blobs_damaged": Kind(
+        _blobs_damaged,
+        "see damaged in the accounts' stats; put them back from a backup under the same keys",
+    ),
+    "scrub_late": Kind(
+        _scrub_late,
+        "check that workers run and see their log; raise MAILPOLL_SCRUB_RATE, or the days",
+    ),
+    "keys": Kind(
+        _keys,
+        "put missing keys back into MAILPOLL_SECRET_KEY; seal again with mailpoll keys rotate",
     ),
     "disk_full": Kind(_disk_full, "make room: mail is not fetched when none is left"),
 }

@@ -72,6 +72,14 @@ def find(name: str) -> EmailJob | None:
         )
 
 
+def is_deleted(account_uuid: str) -> bool:
+    """Whether an account's deletion is done."""
+    table = EmailJob
+    done = (table.kind == KIND) & (table.state == JobState.DONE)
+    with database.connected():
+        return bool(table.select().where(table.account_uuid == account_uuid, done).exists())
+
+
 def latest(limit: int, before: int | None = None) -> list[EmailJob]:
     """Deletions, newest first.
 

@@ -6,6 +6,7 @@ counted in it. What knows no transactions is written down and counted page by pa
 removed: whoever resumes removes that page again, and counts only what comes after it.
 """
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -306,7 +307,12 @@ def _rows_left(account_id: int) -> dict[str, int]:
 
 def _scanned(job: EmailJob, found: dict[str, int]) -> dict[str, Any]:
     rounds = job.scan["rounds"] if job.scan else 0
-    return {"at": database.now().isoformat(), "rounds": rounds + 1, "found": found}
+    return {
+        "at": database.now().isoformat(),
+        "machine": socket.gethostname(),
+        "rounds": rounds + 1,
+        "found": found,
+    }
 
 
 # The job

@@ -185,7 +185,8 @@ def drain_fallback() -> None:
 def clear_fallback() -> None:
     """Remove local copies of what the object store has: their poll died before its commit.
 
-    The mail came again, and then the store took it. No row leads to the first copy.
+    The mail came again, and then the store took it. No row leads to the first copy. What a deleted
+    account has here goes too: its deletion looked at the files of the machine that it ran on.
     """
     storage = runtime.storage()
     if not storage.has_fallback or storage.circuit_open:
@@ -203,6 +204,8 @@ def clear_fallback() -> None:
 def _clear(uuid: str) -> int:
     with database.connected():
         account = EmailAccount.visible().where(EmailAccount.uuid == uuid).first()
+    if account is None and receipts.is_deleted(uuid):
+        return runtime.storage().stores[StorageType.LOCAL].delete_account(uuid)
     if account is None:
         return 0  # it is being deleted, or is a matter for fsck
     mended = [one.mend(account) for one in stored.left_behind(account) if one.mend]

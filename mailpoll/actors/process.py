@@ -46,6 +46,9 @@ IN_MEMORY = 1_000_000
 ATTEMPT = 300
 #: The same for messages of a group: they are small, and nobody but the sweeper brings them back.
 GROUP_ATTEMPT = 60
+#: Seconds that messages may keep their process busy without waiting for anything, and seconds for
+#: each of their bytes: 10 to 40 times what the worst of mail takes.
+PARSING, PARSING_BYTE = 30.0, 1e-6
 
 
 #: Why messages fail for good.
@@ -97,12 +100,14 @@ def process(message_ids: Sequence[int]) -> None:
     Raises:
       StoreUnavailable, DataKeyError, database.AWAY: to be tried again, without counting as an
         attempt of the messages.
+      turns.TurnTooLong: one of them takes for ever.
     """
     claimed = _claim(message_ids)
     faults.point("claimed")
     parsed: list[Parsed] = []
+    limit = PARSING + PARSING_BYTE * sum(message.size for message in claimed)
     try:
-        with turns.working(), ExitStack() as files:
+        with turns.working(limit), ExitStack() as files:
             for message in claimed:
                 try:
                     raw = files.enter_context(_raw(message))

@@ -75,6 +75,7 @@ def _show_receipt(found: dict[str, Any]) -> None:
         show("nobody has looked for what is left yet", style="yellow")
         return
     left = ", ".join(f"{amount:,} {name}" for name, amount in scan["found"].items() if amount)
-    looked = f"looked at {scan['at']} in {len(scan['found'])} places, look {scan['rounds']}"
+    places = f"in {len(scan['found'])} places, with the files of {scan['machine']}"
+    looked = f"looked at {scan['at']} {places}, look {scan['rounds']}"
     words = f"found {left}" if left else "nothing was left"
     show(f"{looked}: {words}", style="yellow" if left else "green", soft_wrap=True)

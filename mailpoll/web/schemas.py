@@ -365,9 +365,14 @@ class Scan(BaseModel):
     """The last look for anything of the account.
 
     ``found`` counts what was left, by table, store and so on; ``rounds`` is how many looks it took.
+    Only the places that ``found`` names were looked at.
     """
 
     at: datetime
+    machine: str = Field(
+        description="Whose local files were looked at: temporary ones, and objects_local if that "
+        "is in found. No other machine's were"
+    )
     rounds: int
     empty: bool
     found: dict[str, int]

@@ -15,7 +15,7 @@ from mailpoll import actors, database, runtime
 from mailpoll.actors import maintain
 from mailpoll.actors.poll import poll
 from mailpoll.blobs import NewBlob, StorageType, blob_key
-from mailpoll.models import EmailAttachment, EmailFolder, EmailRawMessage
+from mailpoll.models import EmailAttachment, EmailFolder, EmailJob, EmailRawMessage
 from tests.integration.conftest import SETS, run_system
 from tests.integration.rows import account_row
 from tests.integration.system import System, wait_until
@@ -233,6 +233,30 @@ def test_copies_of_a_poll_that_died_after_its_fall_back_are_removed(
     wait_until(lambda: actors.drain_fallback.fn() or storage_types(system)["local"] == 0)
     served(system, account, sent)
     assert {path.name for path in local_files(system)} == {copies[3].sha256}
+
+
+def test_what_another_machine_has_of_a_deleted_account_goes_when_that_clears_its_files(
+    system: System, store: Seaweed, address: str
+) -> None:
+    # Given accounts of which a machine has blobs in its own files
+    account, other = system.add_account(address), system.add_account(f"other-{address}")
+    for uuid in (account, other):
+        assert runtime.storage().put([blob_of(uuid, letter(1))]) == StorageType.LOCAL
+    store.start()
+    wait_until(lambda: not runtime.storage().circuit_open)
+    # And the deletion of one of them, on a machine that has none of these files
+    aside = system.settings.data_dir / "blobs" / account
+    aside = aside.rename(system.settings.data_dir / "another machine")
+    system.api.simulate_delete(f"/admin/email-accounts/{account}")
+    with database.connected():
+        job = EmailJob.get(EmailJob.account_uuid == account)
+    actors.clear_fallback.fn()
+    actors.delete_account.fn(job.id)
+    # When the first machine clears its files
+    aside.rename(system.settings.data_dir / "blobs" / account)
+    actors.clear_fallback.fn()
+    # Then those of the deleted account are gone, and no others
+    assert {path.parts[-3] for path in local_files(system)} == {other}
 
 
 def test_without_fallback_mail_waits_at_its_server(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -108,7 +109,7 @@ def test_a_receipt_counts_what_there_was(system: System, address: str) -> None:
     assert (found["queue_entries"], found["redis_keys"]) == (3, 1)
     # And a look at every place has found nothing
     assert found["scan"]["empty"]
-    assert found["scan"]["rounds"] == 1
+    assert (found["scan"]["rounds"], found["scan"]["machine"]) == (1, socket.gethostname())
     assert set(found["scan"]["found"].values()) == {0}
     assert {"email_locations", "queue_entries", "temporary_files"} <= found["scan"]["found"].keys()
     assert counts() == {"email_jobs": 1}

@@ -3,15 +3,16 @@
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from mailpoll import accounts, actors, database, parsing, runtime
-from mailpoll.actors import maintain
+from mailpoll import accounts, actors, database, parsing, runtime, turns
+from mailpoll.actors import maintain, process
 from mailpoll.actors.poll import poll
 from mailpoll.blobs import StoreUnavailable
 from mailpoll.models import (
@@ -179,6 +180,35 @@ def test_a_message_that_kills_its_worker_is_given_up_and_its_neighbours_are_not(
     # And the others are processed
     system.work_until(lambda: figures(system)["stored"] == 0)
     assert figures(system) == {"stored": 0, "processed": 8, "failed": 1}
+
+
+def test_a_message_without_end_leaves_the_turn_to_others_and_is_given_up(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a message on which the parser never ends, among others of one import
+    rows = stored(system, address, message("one"), message("endless"), message("three"))
+    endless = next(row for row in rows if b"Subject: endless" in raw(row))
+    parse = parsing.parse
+
+    def never_ending(content: bytes) -> parsing.ParsedMessage:
+        while b"Subject: endless" in content:
+            time.sleep(0.001)
+        return parse(content)
+
+    monkeypatch.setattr(parsing, "parse", never_ending)
+    monkeypatch.setattr(process, "PARSING", 0.1)
+    # When they are processed together
+    actors.import_messages.send([row.id for row in rows])
+    # Then the others are processed
+    system.work_until(lambda: figures(system)["processed"] == 2)
+    # And the one is given up after as many attempts as are allowed
+    while reread(endless).status == "stored":
+        with suppress(turns.TurnTooLong):
+            actors.import_messages.fn([endless.id])
+        change_messages_that_wait(next_attempt_at=database.now())
+        actors.sweep.fn()
+    attempts = system.settings.max_attempts + 1
+    assert reread(endless).error == f"given up after {attempts} attempts that did not end"
 
 
 @pytest.mark.leaves_damage

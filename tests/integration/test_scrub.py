@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mailpoll import accounts, actors, database, runtime, scrub
+from mailpoll import accounts, actors, alarms, database, runtime, scrub
 from mailpoll.blobs import NewBlob, StorageType, StoreUnavailable
 from mailpoll.crypto import DataKeyError
 from mailpoll.models import EmailAccount, EmailAttachment, EmailDamage, EmailRawMessage, EmailScrub
@@ -158,6 +158,10 @@ def test_what_nobody_has_any_more_stays_named_until_it_is_there_again(
     assert (shown["message_id"], shown["storage_key"]) == (row.id, row.storage_key)
     assert (shown["kind"], "has the message no more" in shown["reason"]) == ("blob_missing", True)
     assert "mailpoll_scrub_damaged 1.0" in system.api.simulate_get("/metrics").text
+    # And an alarm tells of it, and whose it is
+    told = alarms.ALARMS["blobs_damaged"].look(system.broker)
+    assert told is not None
+    assert (told.amount, told.names) == (1, [account.uuid])
     # When an operator puts it back, from a backup
     blob = NewBlob(row.storage_key, row.size, row.sha256, content)
     runtime.storage().put([blob])
@@ -167,6 +171,23 @@ def test_what_nobody_has_any_more_stays_named_until_it_is_there_again(
     # Then it counts as healed
     assert found(system) == {"corrupt": 0, "missing": 1, "healed": 1, "damaged": 0}
     assert damaged(system, account) == []
+    assert alarms.ALARMS["blobs_damaged"].look(system.broker) is None
+
+
+def test_a_round_that_takes_twice_its_days_is_an_alarm(
+    system: System, account: EmailAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late() -> bool:
+        return alarms.ALARMS["scrub_late"].look(system.broker) is not None
+
+    days(10, monkeypatch)
+    assert not late()
+    actors.scrub.fn()
+    for age, told in ((19.9, False), (20.1, True)):
+        change(started_at=database.now() - timedelta(days=age))
+        assert late() is told
+    days(0, monkeypatch)
+    assert not late()
 
 
 def test_a_blob_that_cannot_be_healed_now_is_tried_again_later(

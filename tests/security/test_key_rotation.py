@@ -17,7 +17,7 @@ from uuid import uuid4
 import peewee
 import pytest
 
-from mailpoll import accounts, database, keys, oauth, runtime, webhooks
+from mailpoll import accounts, alarms, database, keys, oauth, runtime, webhooks
 from mailpoll.crypto import KeyRing, key_id
 from mailpoll.models import TABLES, AuditEvent, EmailAccount
 from mailpoll.settings import SettingsError, from_environment, new_key, settings
@@ -274,6 +274,22 @@ def test_what_no_key_opens_is_named_and_left(system: System, fill: Fill, tmp_pat
     assert report["unreadable"] == [f"{uuid}:credential"]
     with database.connected():
         assert EmailAccount.get(EmailAccount.uuid == uuid).credential == lost
+
+
+def test_keys_that_are_old_or_missing_are_an_alarm(system: System, fill: Fill) -> None:
+    """S42"""
+
+    def words() -> str | None:
+        alarms.look(system.broker)
+        return next((one.words for one in alarms.known() if one.name == "keys"), None)
+
+    fill(3)
+    assert words() is None
+    with ring(NEW, KEY) as both:
+        assert words() == "3 stored secrets are sealed with an old key"
+        keys.rotate(both, lambda _: None)
+        assert alarms.ALARMS["keys"].look(system.broker) is None
+    assert words() == "3 stored secrets cannot be opened: their keys are missing"
 
 
 def test_the_status_counts_rows_of_each_key(system: System, fill: Fill, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """One thread of a process works at a time, and those that wait hold nobody up."""
 
 import threading
+import time
 from collections.abc import Callable
+
+import pytest
 
 from mailpoll import turns
 
@@ -84,3 +87,39 @@ def test_an_error_gives_the_turn_back() -> None:
 def test_who_has_no_turn_needs_none_to_wait() -> None:
     with turns.waiting():
         pass
+
+
+def test_who_works_without_end_is_interrupted_and_the_next_one_works() -> None:
+    began = threading.Event()
+    ended: list[str] = []
+
+    def endless() -> None:
+        with pytest.raises(turns.TurnTooLong), turns.working(0.01):
+            began.set()
+            while True:
+                time.sleep(0.001)
+        ended.append("endless")
+
+    def work() -> None:
+        assert began.wait(PATIENCE)
+        with turns.working():
+            ended.append("next")
+
+    run_together(endless, work)
+    assert sorted(ended) == ["endless", "next"]
+
+
+def test_to_wait_for_long_is_not_to_work_for_long() -> None:
+    looked = 3 * turns.LOOK
+
+    def wait() -> None:
+        with turns.working(looked / 2), turns.waiting():
+            time.sleep(looked)
+
+    run_together(wait)
+
+
+def test_who_has_ended_its_work_is_not_interrupted_afterwards() -> None:
+    with turns.working(0.01):
+        pass
+    time.sleep(3 * turns.LOOK)

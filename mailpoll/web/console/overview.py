@@ -22,6 +22,9 @@ PLACES = {
     "fsck_differences": ("/accounts", "Accounts"),
     "redis": ("/tasks", "Queues"),
     "webhooks_fail": ("/webhooks", "Webhooks"),
+    "blobs_damaged": ("/accounts", "Accounts"),
+    "scrub_late": ("/tasks", "Queues"),
+    "keys": ("/settings", "Settings"),
     "disk_full": ("/settings", "Settings"),
 }
 #: Of these, what only administrators may open.
@@ -130,12 +133,12 @@ def _conditions(
             PLACES["storage_away"],
         ),
         (
-            "",
+            "blobs_damaged",
             stats["scrub"]["damaged"],
             "One stored file is damaged.",
             "{n} stored files are damaged.",
             "Their accounts name them; mailpoll fsck --repair fetches them again.",
-            ("/accounts", "Accounts"),
+            PLACES["blobs_damaged"],
         ),
         (
             "webhooks_fail",
