@@ -842,6 +842,7 @@ def test_nothing_of_deleted_mail_stays_in_threads_or_in_what_was_sent(
     assert {(old.thread_id,), (new.thread_id,)} <= before
     endpoint = system.post("/admin/webhooks", 201, url="https://example.org/hook")["id"]
     with database.transaction():
+        WebhookEndpoint.update(state="disabled").execute()
         for row in (old, new):
             WebhookDelivery.create(
                 endpoint=WebhookEndpoint.get(WebhookEndpoint.uuid == endpoint).id,
