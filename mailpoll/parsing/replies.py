@@ -10,8 +10,8 @@ import re
 #: Characters, lines, and characters of a line that are looked at.
 MAX_TEXT, MAX_LINES, MAX_LINE = 200_000, 5_000, 1_000
 PREVIEW = 200
-#: Characters in which a preview's words are looked for.
-PREVIEW_TEXT = 20_000
+#: Characters in which a preview's words are looked for, first the few that nearly always do.
+PREVIEW_TEXTS = (2_000, 20_000)
 
 _COLONS = (":", "\uff1a")
 _YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)")
@@ -45,8 +45,13 @@ def reply_of(text: str) -> str:
 
 def preview(text: str) -> str:
     """The first words, on one line."""
-    start = text[:PREVIEW_TEXT]
-    words = " ".join((reply_of(start) or start).split())
+    words = ""
+    for length in PREVIEW_TEXTS:
+        start = text[:length]
+        words = " ".join((reply_of(start) or start).split())
+        # What is quoted at the cut may still take back some lines.
+        if len(words) > 2 * PREVIEW or length >= len(text):
+            break
     return words[:PREVIEW].rstrip()
 
 

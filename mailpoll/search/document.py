@@ -7,10 +7,11 @@ arrival), ``h_attachment``, ``x_`` (all).
 No word of a text has "_" in it.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
+from itertools import accumulate, chain, count, takewhile
 from typing import Any
 
 from ..words import words
@@ -134,18 +135,16 @@ def _apart(values: Iterable[list[str]]) -> Iterator[str]:
 def _bounded(found: list[str]) -> list[str]:
     """No more words, bytes and places of one word than both databases take."""
     found = found[:MAX_WORDS]
-    if len(found) <= MAX_PLACES:
+    if len("".join(found).encode()) > MAX_BYTES:
+        sizes = accumulate(len(word.encode()) for word in found)
+        found = found[: sum(1 for _ in takewhile(MAX_BYTES.__ge__, sizes))]
+    often = {word: count(1) for word, times in Counter(found).items() if times > MAX_PLACES}
+    if not often:
         return found
-    kept: list[str] = []
-    size = 0
-    places: dict[str, int] = {}
-    for word in found:
-        size += len(word) if word.isascii() else len(word.encode())
-        if size > MAX_BYTES:
-            break
-        at = places[word] = places.get(word, 0) + 1
-        kept.append(word if at <= MAX_PLACES else GAP)
-    return kept
+    return [
+        GAP if word in often and next(often[word]) > MAX_PLACES else word  # its later places
+        for word in found
+    ]
 
 
 def people(addresses: Iterable[Mapping[str, Any]]) -> list[str]:
