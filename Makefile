@@ -123,8 +123,8 @@ bench-wide: servers $(VENV)/dev.installed ## Poll 5,000 mailboxes every minute f
 	$(VENV)/bin/python -m bench.wide --json
 
 .PHONY: bench-search
-bench-search: servers $(VENV)/dev.installed ## Search 100,000 messages on both databases (10 minutes)
-	$(VENV)/bin/python -m bench.search --json
+bench-search: servers $(VENV)/dev.installed ## Search 100,000 and 1,000,000 messages on both databases
+	$(VENV)/bin/python -m bench.search --messages 100000,1000000 --json
 
 .PHONY: screenshots
 screenshots: servers $(VENV)/dev.installed ## Take the pictures of the console in docs/images

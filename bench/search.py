@@ -1,8 +1,8 @@
 """How long searches take among 100,000 and more messages, and how large their index is.
 
-``python -m bench.search [--set embedded|production] [--messages N] [--json]`` fills a database with
-text in which words are as frequent as in a language, and asks for rare, common and combined words
-through the API. ``--json`` writes ``docs/performance/search.json``.
+``python -m bench.search [--set embedded|production] [--messages N,N] [--json]`` fills a database
+with text in which words are as frequent as in a language, and asks for rare, common and combined
+words through the API. ``--json`` writes ``docs/performance/search.json``.
 """
 
 import argparse
@@ -389,8 +389,19 @@ def measure(name: str, count: int) -> Measured:
             return Measured(cost, size, ask(language))
 
 
-def report(found: dict[str, Measured], count: int) -> dict[str, Any]:
-    """The document that ``docs/performance.md`` is made from."""
+def report(found: dict[int, dict[str, Measured]]) -> dict[str, Any]:
+    """The document that ``docs/performance.md`` is made from, of each number of messages."""
+    return {
+        "title": "Search",
+        "machine": machine.describe(),
+        "date": date.today().isoformat(),
+        "text": [TEXT_OF_REPORT],
+        "tables": [table for count, measured in found.items() for table in tables(measured, count)],
+        "plots": [],
+    }
+
+
+def tables(found: dict[str, Measured], count: int) -> list[dict[str, Any]]:
     asked = list(next(iter(found.values())).times)
     columns = [f"{name}, {what}" for name in found for what in FIGURES]
     rows: list[list[Any]] = [
@@ -405,37 +416,29 @@ def report(found: dict[str, Measured], count: int) -> dict[str, Any]:
         for m in found.values()
     ]
     rows.append(["all together", *(figure(one) for one in together for figure in FIGURES.values())])
-    per_message = [
-        [what, *(m.size[what] / count for m in found.values())]
-        for what in next(iter(found.values())).size
+    return [
+        {
+            "title": f"Milliseconds of a search among {count:,} messages, excerpts included",
+            "columns": ["what is asked for", *columns],
+            "rows": [[one, *(round(ms, 1) for ms in rest)] for one, *rest in rows],
+        },
+        {
+            "title": f"Bytes a message, of {count:,}",
+            "columns": ["what", *found],
+            "rows": [
+                [what, *(round(m.size[what] / count) for m in found.values())]
+                for what in next(iter(found.values())).size
+            ],
+        },
+        {
+            "title": f"Milliseconds a message, when one of {count:,} is indexed",
+            "columns": ["step", *found],
+            "rows": [
+                [what, *(round(m.cost[what], 3) for m in found.values())]
+                for what in next(iter(found.values())).cost
+            ],
+        },
     ]
-    costs = [
-        [what, *(m.cost[what] for m in found.values())] for what in next(iter(found.values())).cost
-    ]
-    return {
-        "title": "Search",
-        "machine": machine.describe(),
-        "date": date.today().isoformat(),
-        "text": [TEXT_OF_REPORT],
-        "tables": [
-            {
-                "title": f"Milliseconds of a search among {count:,} messages, excerpts included",
-                "columns": ["what is asked for", *columns],
-                "rows": [[one, *(round(ms, 1) for ms in rest)] for one, *rest in rows],
-            },
-            {
-                "title": "Bytes a message",
-                "columns": ["what", *found],
-                "rows": [[one, *(round(size) for size in rest)] for one, *rest in per_message],
-            },
-            {
-                "title": "Milliseconds a message, when it is indexed",
-                "columns": ["step", *found],
-                "rows": [[one, *(round(ms, 3) for ms in rest)] for one, *rest in costs],
-            },
-        ],
-        "plots": [],
-    }
 
 
 TEXT_OF_REPORT = (
@@ -449,18 +452,20 @@ TEXT_OF_REPORT = (
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.search", description=__doc__)
     parser.add_argument("--set", choices=SETS, help="default: both")
-    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--messages", default="100000", help="how many, such as 100000,1000000")
     parser.add_argument("--json", action="store_true", help=f"write {RESULT.name}")
     options = parser.parse_args()
-    found: dict[str, Measured] = {}
-    for name in [options.set] if options.set else SETS:
-        # A process of its own: mailpoll sets itself up for one queue when it is imported.
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            found[name] = pool.submit(measure, name, options.messages).result()
-    document = report(found, options.messages)
+    found: dict[int, dict[str, Measured]] = {}
+    for count in map(int, options.messages.split(",")):
+        for name in [options.set] if options.set else SETS:
+            # A process of its own: mailpoll sets itself up for one queue when it is imported.
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                measured = pool.submit(measure, name, count).result()
+            found.setdefault(count, {})[name] = measured
+            document = report(found)
+            if options.json:
+                RESULT.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document["tables"], indent=1))
-    if options.json:
-        RESULT.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
