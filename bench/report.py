@@ -28,7 +28,7 @@ Made by `python -m bench.report` from the results in `docs/performance/`; not ed
 | `make soak` | an hour with mail, accounts that come and go, and faults |
 | `make bench-growth` | cost per message and poll as accounts and messages grow |
 | `make bench-console` | the console's pages with 5,000 accounts and a million messages |
-| `make bench-search` | searches among 100,000 messages, and the size of their index |
+| `make bench-search` | searches among 100,000 and 1,000,000 messages, and the size of their index |
 """
 
 COLOURS = ["#2f6fb3", "#e08a1e", "#3a9a5b", "#b3453b", "#7a5ba6", "#6b7280"]
