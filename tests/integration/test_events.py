@@ -1,5 +1,11 @@
 """The event log: what is announced, once, and in an order that its readers can follow."""
 
+import http.client
+import itertools
+import os
+import signal
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +20,8 @@ from mailpoll.models import EmailAccount, EmailEvent, EmailFolder, EmailRawMessa
 from tests.integration.conftest import SETS, run_system
 from tests.integration.rows import account_row
 from tests.integration.scripted import add, polled
-from tests.integration.system import System, message, wait_until
+from tests.integration.system import TOKEN, System, message, wait_until
+from tests.security.live import Web, running
 from tests.servers.dovecot import Dovecot
 from tests.servers.scripted_imap import Mailbox, Rule, ScriptedImap
 
@@ -151,6 +158,23 @@ def test_a_crash_before_the_commit_announces_nothing_and_after_it_once(
     work()
     work()
     assert len(told("message.new")) == 1
+
+
+WITH_ATTACHMENT = (
+    b'Subject: a\r\nContent-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\n\r\ntext\r\n--b\r\n'
+    b'Content-Disposition: attachment; filename="a.bin"\r\n\r\nattached\r\n--b--\r\n'
+)
+#: Polls an account, and processes what came, in a process of its own.
+ONE_PASS = """
+import sys
+from mailpoll import database
+from mailpoll.actors import poll, process
+from mailpoll.models import EmailRawMessage
+poll.poll(int(sys.argv[1]), None)
+with database.connected():
+    ids = [row.id for row in EmailRawMessage.select().where(EmailRawMessage.status == "stored")]
+process.process(ids)
+"""
 
 
 def test_a_failed_message_is_told_with_its_reason_and_new_only_after_a_replay(
@@ -390,3 +414,14 @@ def test_mail_that_falls_back_to_local_files_is_told_and_its_return_too(system: 
     events.note_storage(fallen_back=True)
     events.note_storage(fallen_back=False)
     assert [event["type"] for event in told()] == ["storage.fallback", "storage.recovered"]
+
+
+def test_two_who_find_that_mail_has_fallen_back_tell_it_once(system: System) -> None:
+    # Given one whose transaction is open, and another that looks meanwhile
+    other = threading.Thread(target=events.note_storage, kwargs={"fallen_back": True})
+    with database.transaction():
+        events.note_storage(fallen_back=True)
+        other.start()
+        other.join(0.5)
+    other.join(20)
+    assert [event["type"] for event in told()] == ["storage.fallback"]
