@@ -177,6 +177,31 @@ process.process(ids)
 """
 
 
+@pytest.mark.parametrize(
+    "point",
+    [
+        *("blobs-durable", "before-commit", "committed", "announced"),
+        *("claimed", "attachments-stored", "before-finish", "finished"),
+    ],
+)
+def test_a_message_is_announced_once_whichever_step_the_process_dies_behind(
+    scripted: System, point: str
+) -> None:
+    with ScriptedImap(messages={1: WITH_ATTACHMENT}) as server:
+        account = add(server)
+        fault = {"MAILPOLL_TEST": "1", "MAILPOLL_FAULT": f"{point}:kill:1"}
+        command = [sys.executable, "-c", ONE_PASS, str(account.id)]
+        died = subprocess.run(command, env={**os.environ, **fault}, check=False)
+        assert died.returncode == -signal.SIGKILL
+        assert len(told("message.new")) == (point == "finished")
+        for _ in range(2):
+            with database.transaction():
+                EmailAccount.update(lease_until=None).execute()
+            account = polled(account)
+            work()
+    assert len(told("message.new")) == 1
+
+
 def test_a_failed_message_is_told_with_its_reason_and_new_only_after_a_replay(
     embedded: System, address: str
 ) -> None:
@@ -389,6 +414,52 @@ def test_a_stream_goes_on_behind_the_last_event_that_its_reader_got(system: Syst
         assert lines[0] == f"id: {number}"
         assert lines[1] == "event: storage.fallback"
         assert lines[2].startswith('data: {"id":')
+
+
+@pytest.mark.queue
+def test_a_stream_goes_over_http_and_a_reader_who_left_gives_its_place_back(
+    embedded: System, tmp_path: Path
+) -> None:
+    def opened(web: Web, **headers: str) -> http.client.HTTPResponse:
+        headers |= {"Authorization": f"Bearer {TOKEN}"}
+        connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
+        connection.request("GET", "/admin/events/stream?after=0", headers=headers)
+        return connection.getresponse()
+
+    def event(answer: http.client.HTTPResponse) -> list[bytes]:
+        """The lines of the next event."""
+        lines = iter(answer.readline, b"")
+        return list(itertools.takewhile(bytes.strip, (x for x in lines if not x.startswith(b":"))))
+
+    def happen() -> None:
+        with database.transaction():
+            EmailEvent.add(EventType.STORAGE_FALLBACK)
+
+    happen()
+    # Half of the threads may wait for events: one
+    with running(tmp_path, MAILPOLL_WEB_THREADS="2", WEB_CONCURRENCY="1") as web:
+        with opened(web) as answer:
+            assert (answer.status, answer.getheader("Content-Type")) == (200, "text/event-stream")
+            assert answer.readline() == b": mailpoll\n"
+            assert answer.readline() == b"\n"
+            assert event(answer)[0] == b"id: 1\n"
+            happen()
+            assert event(answer)[0] == b"id: 2\n"
+            with opened(web) as other:
+                assert other.status == 503
+        happen()
+
+        def again() -> bool:
+            happen()  # what is written to who has left tells that he has
+            with opened(web, **{"Last-Event-ID": "3"}) as answer:
+                if answer.status != 200:
+                    return False
+                answer.readline()
+                answer.readline()
+                assert event(answer)[0] == b"id: 4\n"
+                return True
+
+        wait_until(again)
 
 
 def _stream(after: int) -> Any:
