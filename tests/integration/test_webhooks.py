@@ -261,6 +261,31 @@ def test_a_failing_receiver_is_tried_later_each_time_and_at_its_own_word(system:
         assert len(receiver.received) == before
 
 
+def test_the_next_attempt_comes_when_it_is_time_and_not_a_moment_before(system: System) -> None:
+    with Receiver(lambda _: (500, {})) as receiver:
+        hook(system, receiver)
+        happen(1)
+        for _ in range(20):
+            with database.transaction():
+                WebhookEndpoint.update(next_attempt_at=None, attempts=0).execute()
+            system.broker.flush("webhooks")
+            system.broker.flush("webhooks.DQ")
+            deliver_events.fn(row().id)
+            (entry,) = entries(system, "webhooks")
+            assert entry.eta is not None
+            assert entry.eta >= row().next_attempt_at.timestamp() * 1_000
+
+
+def test_an_endpoint_without_news_is_not_written_to(system: System) -> None:
+    with Receiver() as receiver:
+        hook(system, receiver)
+        happen(1)
+        deliver()
+        before = row().lease_token
+        deliver_events.fn(row().id)
+        assert row().lease_token == before
+
+
 def test_an_endpoint_that_fails_for_a_day_is_disabled_and_goes_on_when_it_is_made_active(
     system: System,
 ) -> None:
