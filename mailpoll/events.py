@@ -205,9 +205,14 @@ def forget(days: int, received: int | None) -> int:
 
 
 def note_storage(fallen_back: bool) -> None:
-    """Tell when blobs begin to lie in local files instead of the store, and when none does."""
+    """Tell when blobs begin to lie in local files instead of the store, and when none does.
+
+    In a transaction of its own, after a look at all rows: who commits a batch of mail does not know
+    whether others have blobs in local files already.
+    """
     kind = EventType.STORAGE_FALLBACK if fallen_back else EventType.STORAGE_RECOVERED
     with database.transaction():
+        COUNTER.run()  # one at a time: both of two would tell it
         told = LAST_OF_STORAGE.run().fetchone()
         before = told[0] if told else EventType.STORAGE_RECOVERED
         if before != kind:

@@ -44,6 +44,8 @@ PAGE = 200
 ANSWER = 30.0
 #: Seconds between two polls of an account for news: a burst of mail is one piece of news.
 QUIET = 0.3
+#: Seconds after which an IDLE is begun anew at the least, and the share of what a server allows.
+SHORTEST, SHARE = 60.0, 0.8
 #: Seconds of the first and of the longest pause after a failure.
 BACKOFF, BACKOFF_MAX = 15.0, 1_800.0
 #: Seconds until a server without IDLE is asked again.
@@ -62,6 +64,10 @@ class Watched:
     failures: int = 0
     #: When a poll for news was sent last.
     told_at: float = 0.0
+    #: When the IDLE was begun, and seconds after which it is begun anew where the server ends it
+    #: sooner than usual.
+    idle_since: float = 0.0
+    renew: float | None = None
     #: A login is under way.
     busy: bool = False
     #: The server was asked for something and should have answered at the next appointment.
@@ -255,7 +261,7 @@ class Watcher:
             if opened.watch:
                 opened.watch.close()
         elif opened.watch:
-            watched.watch = opened.watch
+            watched.watch, watched.idle_since = opened.watch, time.monotonic()
             self._selector.register(opened.watch.sock, selectors.EVENT_READ, watched)
             self._note(watched, opened.interval)
             watched.asked = True
@@ -297,7 +303,19 @@ class Watcher:
         except ImapError as error:
             # Something may have come between the last word and the end.
             self._news.add(watched.account_id)
+            self._learn(watched)
             self._failed(watched, error)
+
+    def _learn(self, watched: Watched) -> None:
+        """Begin the next IDLE anew before the server would end it as it did this one.
+
+        Some end it after five minutes. Others lose connections now and then: to begin a few more
+        costs little.
+        """
+        lasted = time.monotonic() - watched.idle_since
+        if not watched.asked and lasted >= SHORTEST:
+            usual = watched.renew or self._settings.push_renew
+            watched.renew = max(SHORTEST, min(usual, lasted * SHARE))
 
     def _close(self, watched: Watched) -> None:
         if watched.watch is not None:
@@ -332,6 +350,7 @@ class Watcher:
         try:
             if not watched.asked:
                 watch.renew()
+                watched.idle_since = time.monotonic()
             elif not watch.answered:
                 raise ImapError(Fault.TIMED_OUT, "the server does not answer to IDLE")
         except ImapError as error:
@@ -342,7 +361,8 @@ class Watcher:
         watched.failures = 0
         watched.asked = not watched.asked
         # Spread, so that not all are renewed in the same second.
-        renew = self._settings.push_renew * random.uniform(0.8, 1.0)  # noqa: S311
+        usual = watched.renew or self._settings.push_renew
+        renew = usual * random.uniform(0.8, 1.0)  # noqa: S311
         self._later(watched, ANSWER if watched.asked else renew)
 
     # Polls

@@ -25,8 +25,9 @@ def deliver_events(endpoint_id: int) -> None:
     """
     pause = webhooks.deliver(endpoint_id, TURN)
     if pause is not None:
-        # Rounded up: who comes too early finds that it is not time yet, and does not come again.
-        delay = math.ceil(pause * 1_000) or None
+        # Up to the next millisecond, and one for the queue's clock, which has whole ones: who comes
+        # too early finds that it is not time yet, and does not come again.
+        delay = math.ceil(pause * 1_000) + 1 if pause else None
         deliver_events.send_with_options(args=(endpoint_id,), delay=delay)
 
 

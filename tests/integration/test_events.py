@@ -1,5 +1,11 @@
 """The event log: what is announced, once, and in an order that its readers can follow."""
 
+import http.client
+import itertools
+import os
+import signal
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +20,8 @@ from mailpoll.models import EmailAccount, EmailEvent, EmailFolder, EmailRawMessa
 from tests.integration.conftest import SETS, run_system
 from tests.integration.rows import account_row
 from tests.integration.scripted import add, polled
-from tests.integration.system import System, message, wait_until
+from tests.integration.system import TOKEN, System, message, wait_until
+from tests.security.live import Web, running
 from tests.servers.dovecot import Dovecot
 from tests.servers.scripted_imap import Mailbox, Rule, ScriptedImap
 
@@ -150,6 +157,48 @@ def test_a_crash_before_the_commit_announces_nothing_and_after_it_once(
     monkeypatch.setattr(process, "_count_attachments", real)
     work()
     work()
+    assert len(told("message.new")) == 1
+
+
+WITH_ATTACHMENT = (
+    b'Subject: a\r\nContent-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\n\r\ntext\r\n--b\r\n'
+    b'Content-Disposition: attachment; filename="a.bin"\r\n\r\nattached\r\n--b--\r\n'
+)
+#: Polls an account, and processes what came, in a process of its own.
+ONE_PASS = """
+import sys
+from mailpoll import database
+from mailpoll.actors import poll, process
+from mailpoll.models import EmailRawMessage
+poll.poll(int(sys.argv[1]), None)
+with database.connected():
+    ids = [row.id for row in EmailRawMessage.select().where(EmailRawMessage.status == "stored")]
+process.process(ids)
+"""
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        *("blobs-durable", "before-commit", "committed", "announced"),
+        *("claimed", "attachments-stored", "before-finish", "finished"),
+    ],
+)
+def test_a_message_is_announced_once_whichever_step_the_process_dies_behind(
+    scripted: System, point: str
+) -> None:
+    with ScriptedImap(messages={1: WITH_ATTACHMENT}) as server:
+        account = add(server)
+        fault = {"MAILPOLL_TEST": "1", "MAILPOLL_FAULT": f"{point}:kill:1"}
+        command = [sys.executable, "-c", ONE_PASS, str(account.id)]
+        died = subprocess.run(command, env={**os.environ, **fault}, check=False)
+        assert died.returncode == -signal.SIGKILL
+        assert len(told("message.new")) == (point == "finished")
+        for _ in range(2):
+            with database.transaction():
+                EmailAccount.update(lease_until=None).execute()
+            account = polled(account)
+            work()
     assert len(told("message.new")) == 1
 
 
@@ -367,6 +416,52 @@ def test_a_stream_goes_on_behind_the_last_event_that_its_reader_got(system: Syst
         assert lines[2].startswith('data: {"id":')
 
 
+@pytest.mark.queue
+def test_a_stream_goes_over_http_and_a_reader_who_left_gives_its_place_back(
+    embedded: System, tmp_path: Path
+) -> None:
+    def opened(web: Web, **headers: str) -> http.client.HTTPResponse:
+        headers |= {"Authorization": f"Bearer {TOKEN}"}
+        connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
+        connection.request("GET", "/admin/events/stream?after=0", headers=headers)
+        return connection.getresponse()
+
+    def event(answer: http.client.HTTPResponse) -> list[bytes]:
+        """The lines of the next event."""
+        lines = iter(answer.readline, b"")
+        return list(itertools.takewhile(bytes.strip, (x for x in lines if not x.startswith(b":"))))
+
+    def happen() -> None:
+        with database.transaction():
+            EmailEvent.add(EventType.STORAGE_FALLBACK)
+
+    happen()
+    # Half of the threads may wait for events: one
+    with running(tmp_path, MAILPOLL_WEB_THREADS="2", WEB_CONCURRENCY="1") as web:
+        with opened(web) as answer:
+            assert (answer.status, answer.getheader("Content-Type")) == (200, "text/event-stream")
+            assert answer.readline() == b": mailpoll\n"
+            assert answer.readline() == b"\n"
+            assert event(answer)[0] == b"id: 1\n"
+            happen()
+            assert event(answer)[0] == b"id: 2\n"
+            with opened(web) as other:
+                assert other.status == 503
+        happen()
+
+        def again() -> bool:
+            happen()  # what is written to who has left tells that he has
+            with opened(web, **{"Last-Event-ID": "3"}) as answer:
+                if answer.status != 200:
+                    return False
+                answer.readline()
+                answer.readline()
+                assert event(answer)[0] == b"id: 4\n"
+                return True
+
+        wait_until(again)
+
+
 def _stream(after: int) -> Any:
     from mailpoll.web.events import Waiting, _Stream
 
@@ -390,3 +485,14 @@ def test_mail_that_falls_back_to_local_files_is_told_and_its_return_too(system: 
     events.note_storage(fallen_back=True)
     events.note_storage(fallen_back=False)
     assert [event["type"] for event in told()] == ["storage.fallback", "storage.recovered"]
+
+
+def test_two_who_find_that_mail_has_fallen_back_tell_it_once(system: System) -> None:
+    # Given one whose transaction is open, and another that looks meanwhile
+    other = threading.Thread(target=events.note_storage, kwargs={"fallen_back": True})
+    with database.transaction():
+        events.note_storage(fallen_back=True)
+        other.start()
+        other.join(0.5)
+    other.join(20)
+    assert [event["type"] for event in told()] == ["storage.fallback"]

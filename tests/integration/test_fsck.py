@@ -18,7 +18,7 @@ from uuid import uuid4
 import imapclient
 import pytest
 
-from mailpoll import accounts, database, fsck, runtime
+from mailpoll import accounts, database, events, fsck, runtime
 from mailpoll.actors.poll import poll
 from mailpoll.actors.process import process
 from mailpoll.blobs import NewBlob, StorageType, blob_key, s3
@@ -190,6 +190,22 @@ def test_a_damaged_raw_message_is_named_and_fetched_again(
     assert difference.account.uuid == account.uuid
     assert difference.reason == "fetched again from the server"
     assert_clean()
+
+
+def test_what_is_not_mended_is_told_and_what_is_mended_is_not(
+    system: System, account: EmailAccount
+) -> None:
+    change, kind = DAMAGE["deleted"]
+    spoil(system, message_row(2).storage_key, change)
+
+    def told() -> list[Any]:
+        found = events.read(0, 100, ["fsck.difference"])
+        return [(event.account_id, event.data) for event in found]
+
+    check(offline=True)
+    assert told() == [(account.id, {"kind": str(kind), "count": 1})]
+    check(repair=True)
+    assert len(told()) == 1
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -25,7 +25,7 @@ from tests.integration.queue_entries import entries
 from tests.integration.rows import account_row
 from tests.integration.scripted import add, polled
 from tests.integration.system import System, message, wait_until
-from tests.servers.scripted_imap import Mailbox, Rule, ScriptedImap
+from tests.servers.scripted_imap import CLOSE, Mailbox, Rule, ScriptedImap, pause
 
 
 @contextmanager
@@ -242,6 +242,20 @@ def test_a_connection_that_goes_silent_while_it_idles_is_found_and_replaced(
             wait_until(lambda: account_row(account.uuid).watch_error)
             assert "does not answer" in account_row(account.uuid).watch_error
             wait_until(lambda: one.watching == 1)
+
+
+def test_an_idle_that_a_server_ends_early_is_begun_anew_sooner_from_then_on(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "ANSWER", 0.1)
+    monkeypatch.setattr(watcher, "BACKOFF", 0.1)
+    monkeypatch.setattr(watcher, "SHORTEST", 0.2)
+    with ScriptedImap(messages={1: message("a")}, capabilities=b"IMAP4rev1 IDLE") as server:
+        server.rules = [Rule(r"IDLE", b"+ idling\r\n" + pause(800) + CLOSE, times=1)]
+        add(server, push=True)
+        with watching(push_renew=600):
+            wait_until(lambda: server.commands.count("DONE") > 1)
+    assert server.commands.count("LOGIN") <= 2
 
 
 def test_an_idle_that_the_server_ends_is_not_begun_again_at_once(scripted: System) -> None:

@@ -5,7 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from mailpoll import database, events, webhooks
-from mailpoll.actors import deliver_events
+from mailpoll.actors import deliver_events, forget_events, notify
 from mailpoll.models import EmailEvent, EventType, WebhookDelivery, WebhookEndpoint
 from tests.integration.conftest import SETS, run_system
 from tests.integration.queue_entries import entries
@@ -208,6 +208,25 @@ def test_a_crash_at_any_step_loses_no_delivery_and_a_repeat_has_the_same_id(
         assert list(dict.fromkeys(receiver.ids)) == ["evt_1", "evt_2", "evt_3"]
 
 
+def test_events_are_kept_until_an_endpoint_has_them_unless_it_is_disabled(system: System) -> None:
+    with Receiver(lambda got: (200 if got.id in ("evt_1", "evt_2") else 500, {})) as receiver:
+        hook(system, receiver)
+        happen(5)
+        deliver()
+    with database.transaction():
+        EmailEvent.update(created_at=database.now() - timedelta(days=400)).execute()
+    forget_events.fn()
+    assert [event.number for event in events.read(0, 10)] == [3, 4, 5]
+    with database.transaction():
+        WebhookEndpoint.update(state="paused").execute()
+    forget_events.fn()
+    assert [event.number for event in events.read(0, 10)] == [3, 4, 5]
+    with database.transaction():
+        WebhookEndpoint.update(state="disabled").execute()
+    forget_events.fn()
+    assert events.read(0, 10) == []
+
+
 def test_two_deliverers_at_once_send_nothing_twice(system: System) -> None:
     with Receiver(delay=0.02) as receiver:
         hook(system, receiver)
@@ -240,6 +259,31 @@ def test_a_failing_receiver_is_tried_later_each_time_and_at_its_own_word(system:
         before = len(receiver.received)
         assert webhooks.deliver(row().id, 10) is None
         assert len(receiver.received) == before
+
+
+def test_the_next_attempt_comes_when_it_is_time_and_not_a_moment_before(system: System) -> None:
+    with Receiver(lambda _: (500, {})) as receiver:
+        hook(system, receiver)
+        happen(1)
+        for _ in range(20):
+            with database.transaction():
+                WebhookEndpoint.update(next_attempt_at=None, attempts=0).execute()
+            system.broker.flush("webhooks")
+            system.broker.flush("webhooks.DQ")
+            deliver_events.fn(row().id)
+            (entry,) = entries(system, "webhooks")
+            assert entry.eta is not None
+            assert entry.eta >= row().next_attempt_at.timestamp() * 1_000
+
+
+def test_an_endpoint_without_news_is_not_written_to(system: System) -> None:
+    with Receiver() as receiver:
+        hook(system, receiver)
+        happen(1)
+        deliver()
+        before = row().lease_token
+        deliver_events.fn(row().id)
+        assert row().lease_token == before
 
 
 def test_an_endpoint_that_fails_for_a_day_is_disabled_and_goes_on_when_it_is_made_active(
@@ -471,6 +515,22 @@ def test_a_dead_and_a_slow_endpoint_delay_no_other(system: System) -> None:
         assert len(slow.received) < 20
 
 
+@pytest.mark.queue
+def test_more_slow_endpoints_than_threads_do_not_hold_up_another(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "TURN", 0.2)
+    with Receiver(delay=0.2) as slow, Receiver() as good:
+        for _ in range(8):
+            hook(system, slow)
+        hook(system, good)
+        happen(100)
+        system.work_until(lambda: len(good.received) == 100, threads=4)
+        # They were given turns as well, and have far to go
+        assert 0 < len(slow.received) < 800
+    assert good.ids == [f"evt_{number}" for number in range(1, 101)]
+
+
 # --- what operators do
 
 
@@ -487,6 +547,28 @@ def test_a_replay_sends_the_same_ids_again(system: System) -> None:
         deliver()
         assert receiver.ids[6:] == [f"evt_{number}" for number in range(1, 5)]
         assert system.post(path, 422)["errors"]
+
+
+def test_a_replay_since_a_time_begins_with_the_first_event_of_then(system: System) -> None:
+    with Receiver() as receiver:
+        created = hook(system, receiver)
+        happen(4)
+        deliver()
+        with database.transaction():
+            for event in EmailEvent.select():
+                event.created_at = datetime(2026, 11, event.number, 12, tzinfo=UTC)
+                event.save()
+        path = f"/admin/webhooks/{created['id']}/replay"
+        for since, position in (
+            ("2026-11-03T12:00:00Z", 2),
+            ("2026-11-03T13:00:00+01:00", 2),
+            ("2026-11-03T12:00:01Z", 3),
+            ("2026-12-01T00:00:00Z", 4),
+        ):
+            assert system.post(path, 202, since=since)["position"] == position
+        system.post(path, 202, since="2026-11-03T00:00:00Z")
+        deliver()
+        assert receiver.ids[4:] == ["evt_3", "evt_4"]
 
 
 def test_a_rotated_secret_signs_beside_the_one_before(system: System) -> None:
