@@ -208,6 +208,7 @@ class Settings(BaseModel):
     trusted_proxies: Annotated[list[Network], CommaSeparated] = Field(
         [], alias="MAILPOLL_TRUSTED_PROXIES"
     )
+    dashboard: bool = Field(False, alias="MAILPOLL_DASHBOARD")
     audit_days: int = Field(365, alias="MAILPOLL_AUDIT_DAYS", ge=1, le=36_500)
 
     poll_interval: int = Field(60, alias="MAILPOLL_POLL_INTERVAL", ge=5, le=86_400)

@@ -30,10 +30,13 @@ class TurnTooLong(Exception):
 
 @dataclass(slots=True)
 class _Limit:
-    """Who has to give up the turn and when, by the monotonic clock."""
+    """Who has the turn, and for how many seconds more.
+
+    They are counted by looks and not by a clock: while a process is stopped they stand still.
+    """
 
     thread: int = 0
-    ends: float = float("inf")
+    left: float = float("inf")
 
 
 _limit = _Limit()
@@ -80,11 +83,11 @@ def waiting() -> Iterator[None]:
 
 
 def _set_limit(seconds: float) -> None:
-    """Say until when the thread that has the turn may have it."""
+    """Say for how long the thread that has the turn may have it."""
     if seconds != float("inf"):
         _watcher()
     with _limiting:
-        _limit.thread, _limit.ends = threading.get_ident(), time.monotonic() + seconds
+        _limit.thread, _limit.left = threading.get_ident(), seconds
 
 
 @cache
@@ -99,6 +102,7 @@ def _watch() -> None:
     while True:
         time.sleep(LOOK)
         with _limiting:
-            if time.monotonic() > _limit.ends:
-                _limit.ends = float("inf")
+            _limit.left -= LOOK
+            if _limit.left < 0:
+                _limit.left = float("inf")
                 raise_thread_exception(_limit.thread, TurnTooLong)

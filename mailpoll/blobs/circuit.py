@@ -19,14 +19,15 @@ class Circuit:
 
     Args:
       first_pause: seconds.
-      longest_pause: seconds; doubling stops there.
+      longest_pause: seconds; doubling stops there. Less than a minute, so that what runs each
+        minute and moves blobs back may ask each time, and not at every second run.
       clock: seconds that only ever go forward.
     """
 
     def __init__(
         self,
         first_pause: float = 5.0,
-        longest_pause: float = 60.0,
+        longest_pause: float = 40.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._first_pause = first_pause

@@ -142,6 +142,7 @@ def _environment(demo: Demo) -> dict[str, str]:
     return {
         "MAILPOLL_DATA_DIR": str(DIRECTORY.resolve()),
         "MAILPOLL_POLL_INTERVAL": "5",
+        "MAILPOLL_DASHBOARD": "yes",
         "MAILPOLL_IMAP_ALLOW_PLAIN": "yes",
         "MAILPOLL_IMAP_ALLOWED_NETWORKS": "127.0.0.0/8",
         "MAILPOLL_IMAP_PORTS": str(demo.imap_port),

@@ -809,4 +809,6 @@ def _update(folder: EmailFolder, values: dict[str, Any]) -> None:
 
 
 def _next_attempt(moment: datetime, attempts: int) -> datetime:
-    return moment + timedelta(seconds=min(FETCH_PAUSE * 2 ** min(attempts, 20), FETCH_PAUSE_MAX))
+    """When to try again after so many attempts."""
+    pause = min(FETCH_PAUSE * 2 ** min(attempts - 1, 20), FETCH_PAUSE_MAX)
+    return moment + timedelta(seconds=pause)

@@ -13,6 +13,7 @@ import falcon
 from .. import audit
 from ..broker import Broker
 from ..models import Scope
+from ..settings import settings
 from .auth import require
 
 PREFIX = "/dashboard"
@@ -25,7 +26,9 @@ ACTIONS = {"/delete-message": "task.delete", "/requeue-message": "task.retry"}
 
 
 def install(app: "falcon.App[Any, Any]", broker: Broker) -> None:
-    """Mount the dashboard, where its package is installed (the ``dashboard`` extra)."""
+    """Mount the dashboard, if it is enabled and its package installed (the ``dashboard`` extra)."""
+    if not settings().dashboard:
+        return
     try:
         from dramatiq_dashboard import DashboardApp
     except ImportError:

@@ -99,6 +99,7 @@ def run_system(
         "MAILPOLL_DATA_DIR": str(directory / "data"),
         "MAILPOLL_SECRET_KEY": KEY,
         "MAILPOLL_API_TOKEN": TOKEN,
+        "MAILPOLL_DASHBOARD": "yes",
         "MAILPOLL_IMAP_ALLOWED_NETWORKS": "127.0.0.0/8,::1/128",
         "MAILPOLL_IMAP_CA_FILE": str(dovecot.ca_file),
         "MAILPOLL_IMAP_PORTS": f"{dovecot.imap_port},{dovecot.imaps_port}",

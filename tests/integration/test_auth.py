@@ -1,6 +1,7 @@
 """Who may ask: a bearer token, or Basic for browsers; nothing but ``/healthz`` without."""
 
 import base64
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import falcon.testing
 import pytest
 
 from mailpoll.settings import new_token
+from mailpoll.web import sessions
 from mailpoll.web.app import create_app
 from tests.integration.conftest import _embedded, run_system
 from tests.integration.system import TOKEN, System
@@ -18,7 +20,8 @@ from tests.servers.dovecot import Dovecot
 
 ID = "00000000-0000-4000-8000-000000000000"
 ORIGIN = "http://falconframework.org"  # where the test client says that it is
-MORE = ["/dashboard", "/dashboard/", "/dashboard/queues/poll", "/docs/assets/swagger-ui.css"]
+#: What may stand after a prefix.
+BELOW = ("", "/", "/queues/poll", "swagger-ui.css", "/swagger-ui.css", "../admin/stats")
 
 
 def routes() -> Iterator[tuple[str, str]]:
@@ -33,6 +36,17 @@ def routes() -> Iterator[tuple[str, str]]:
             yield from walk(node.children)
 
     yield from walk(create_app()._router._roots)
+
+
+def beyond() -> Iterator[tuple[str, str]]:
+    """What the router does not know, sinks and directories of files, by prefix; but open ones."""
+    app = create_app()
+    prefixes = [prefix.pattern for prefix, _, _ in app._sinks]
+    prefixes += [directory._prefix for directory, _, _ in app._static_routes]
+    assert set(prefixes) >= {"/dashboard", "/docs/assets/", sessions.ASSETS}
+    for prefix, name, method in itertools.product(prefixes, BELOW, ("GET", "POST", "HEAD")):
+        if prefix != sessions.ASSETS:
+            yield method, prefix + name
 
 
 #: Where providers send browsers back to: no login comes along, and nothing happens there.
@@ -50,7 +64,7 @@ def stranger(embedded: System) -> falcon.testing.TestClient:
 def test_every_route_needs_a_token(embedded: System) -> None:
     found = set(routes())
     assert len({path for _, path in found}) >= 20
-    for method, path in [*found, *(("GET", path) for path in MORE), ("GET", "/nowhere")]:
+    for method, path in [*found, *beyond(), ("GET", "/nowhere")]:
         answer = stranger(embedded).simulate_request(method, path)
         if path == "/healthz" or path in RETURNS:
             assert answer.status_code in (200, 405)

@@ -1,9 +1,12 @@
 """What servers do wrong, and what becomes of the account and its mail."""
 
+from datetime import timedelta
+
 import pytest
 
 from mailpoll import database
 from mailpoll.models import EmailFetchFailure
+from mailpoll.sync import ledger
 from tests.integration.scripted import add, polled, stored
 from tests.integration.system import System, message
 from tests.servers.scripted_imap import CLOSE, Rule, ScriptedImap
@@ -52,6 +55,8 @@ def test_a_message_that_is_listed_but_never_sent_gets_a_verdict_and_blocks_nothi
         with database.connected():
             (failure,) = EmailFetchFailure.select()
         assert (failure.uid, failure.verdict) == (2, "waiting")
+        # It is tried again after the first pause, which only another failure would double
+        assert failure.next_attempt_at - failure.seen_at == timedelta(seconds=ledger.FETCH_PAUSE)
         # When the server sends it after all, it is stored and no verdict is left
         server.rules = []
         with database.transaction():

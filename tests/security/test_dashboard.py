@@ -14,7 +14,9 @@ from mailpoll.broker import redis_client
 from mailpoll.crypto import KeyRing
 from mailpoll.models import AuditEvent
 from mailpoll.settings import new_key as new_ring_key
+from mailpoll.settings import settings
 from mailpoll.web import auth, sessions
+from mailpoll.web.app import create_app
 from tests.integration.conftest import _embedded, run_system
 from tests.integration.system import KEY, TOKEN, System
 from tests.integration.test_auth import ORIGIN
@@ -42,6 +44,19 @@ def session(system: System, token: str = TOKEN) -> str:
     answer = log_in(system, token)
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
     return answer.headers["set-cookie"].partition(";")[0]
+
+
+def test_it_is_off_unless_it_is_enabled(
+    embedded: System, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """S55"""
+    request.addfinalizer(settings.cache_clear)
+    monkeypatch.delenv("MAILPOLL_DASHBOARD")
+    settings.cache_clear()
+    headers = {"Authorization": f"Bearer {TOKEN}", **BROWSER}
+    client = falcon.testing.TestClient(create_app(), headers=headers)
+    assert {client.simulate_get(path).status_code for path in PAGES} == {404}
+    assert "/dashboard" not in browser(embedded, session(embedded)).simulate_get("/tasks").text
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -116,3 +116,11 @@ def test_a_success_from_before_the_outage_does_not_close_it(circuit: Circuit) ->
     fail(circuit)
     slow.__exit__(None, None, None)
     assert_refuses(circuit)
+
+
+def test_however_long_it_failed_a_call_each_minute_is_let_through(clock: Clock) -> None:
+    circuit = Circuit(clock=clock)
+    for _ in range(10):
+        fail(circuit)
+        clock.now += 59
+    succeed(circuit)

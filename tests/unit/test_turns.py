@@ -1,5 +1,9 @@
 """One thread of a process works at a time, and those that wait hold nobody up."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +13,15 @@ import pytest
 from mailpoll import turns
 
 PATIENCE = 20
+
+#: Stops itself while it has the turn, and goes on for a moment when it is continued.
+STOPPED = """
+import os, signal, time
+from mailpoll import turns
+with turns.working(2 * turns.LOOK):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.01)
+"""
 
 
 def run_together(*works: Callable[[], None]) -> None:
@@ -117,6 +130,14 @@ def test_to_wait_for_long_is_not_to_work_for_long() -> None:
             time.sleep(looked)
 
     run_together(wait)
+
+
+def test_to_be_stopped_for_long_is_not_to_work_for_long() -> None:
+    process = subprocess.Popen([sys.executable, "-c", STOPPED])
+    os.waitpid(process.pid, os.WUNTRACED)
+    time.sleep(5 * turns.LOOK)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(PATIENCE) == 0
 
 
 def test_who_has_ended_its_work_is_not_interrupted_afterwards() -> None:

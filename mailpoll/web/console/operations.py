@@ -8,6 +8,7 @@ from uuid import UUID
 import falcon
 
 from ...models import EventType, Payload, Scope
+from ...settings import settings
 from ..account_files import account_fields
 from ..auth import needs
 from ..paging import MAX_ID
@@ -26,7 +27,8 @@ class Tasks(Page):
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         found = self.api(req, resp).get("/admin/tasks")
         dead = itertools.islice(found["dead"], LISTED)
-        render.page(req, resp, "tasks.html", found=found, dead=list(dead))
+        shown = settings().dashboard
+        render.page(req, resp, "tasks.html", found=found, dead=list(dead), dashboard=shown)
 
 
 class RetryTask(Page):
