@@ -436,9 +436,12 @@ def test_an_account_is_tested_added_changed_and_deleted(system: System, address:
     right = {"address": address, "password": PASSWORD, **place}
     assert "The login works" in browser.post("/accounts/new", 200, do="test", **right).text
     assert system.get("/admin/email-accounts")["items"] == []
-    added = browser.post("/accounts/new", do="add", **right)
+    more = {"sync_flags": "yes", "retention_days": "30", "retention_expunged_days": "0"}
+    added = browser.post("/accounts/new", do="add", **right, **more)
     (account,) = system.get("/admin/email-accounts")["items"]
     assert added.headers["location"] == f"/accounts/{account['id']}?done=added"
+    kept = (account["sync_flags"], account["retention_days"], account["retention_expunged_days"])
+    assert kept == (True, 30, 0)
     page = f"/accounts/{account['id']}"
     browser.post(f"{page}/do/pause")
     assert "Resume" in browser.get(page)

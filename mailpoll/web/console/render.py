@@ -21,7 +21,8 @@ FOREVER = "public, max-age=31536000, immutable"
 KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript", ".svg": "image/svg+xml"}
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'; frame-src 'self'"
+    "connect-src 'self'; frame-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 #: What is said after something was done, by the word in the address; nothing else is ever shown.
 NOTES = {
@@ -134,6 +135,12 @@ def at(text: str | None) -> str | Markup:
     return NOTHING if not text else _time(moment(text), f"{moment(text):%Y-%m-%d %H:%M}")
 
 
+def clock() -> Markup:
+    """The time of day, of a page that is made anew while it is looked at."""
+    now = datetime.now(UTC)
+    return _time(now, f"{now:%H:%M:%S} UTC")
+
+
 def _time(at: datetime, words: str) -> Markup:
     title = f"{at:%Y-%m-%d %H:%M:%S} UTC"
     shown = Markup('<time datetime="{}" title="{}">{}</time>')
@@ -176,7 +183,11 @@ def _templates() -> jinja2.Environment:
     found.filters.update(number=number, size=size, duration=duration, ago=ago, at=at)
     found.filters.update(people=people, marks=marks)
     found.globals.update(
-        asset=_asset, query=query, sparkline=charts.sparkline, hours_chart=charts.hours
+        asset=_asset,
+        query=query,
+        clock=clock,
+        sparkline=charts.sparkline,
+        hours_chart=charts.hours,
     )
     return found
 
