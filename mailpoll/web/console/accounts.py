@@ -32,7 +32,7 @@ KEPT = ("retention_days", "retention_expunged_days")
 #: Fields that are ticked or not.
 CHECKED = ("push", "sync_flags")
 #: The most lines of a file of accounts, and its bytes.
-LINES, CSV_BYTES = 200, 60_000
+LINES, CSV_BYTES = 200, 30_000
 #: Seconds between looking at a file and adding what is in it.
 SEALED = 3_600
 SEAL = "console:accounts"
@@ -69,6 +69,8 @@ class Bulk(Page):
             raise falcon.HTTPBadRequest(description="choose what to do")
         word, scope = BULK[action]
         require(req, scope)
+        if len(chosen) > LISTED:
+            raise falcon.HTTPBadRequest(description=f"at most {LISTED} accounts at once")
         api = self.api(req, resp)
         if not chosen:
             go(resp, "/accounts")

@@ -1,16 +1,18 @@
 """Templates to pages: what all of them share, how values are written, and the files they need."""
 
 import hashlib
+from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import falcon
 import jinja2
-from markupsafe import Markup
+import orjson
+from markupsafe import Markup, escape
 
 from . import charts
 
@@ -56,6 +58,8 @@ FLAGS = {
 }
 #: What stands where there is no value.
 NOTHING = "\u2013"
+#: Bytes of a page that one value of a list takes at most.
+HEAVIEST = 3_000
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -147,10 +151,50 @@ def _time(at: datetime, words: str) -> Markup:
     return shown.format(at.isoformat(), title, words)
 
 
+def beginning(text: str, room: int) -> str:
+    """As much of a text as takes at most ``room`` bytes of a page, where < is four of them."""
+    start = text[:room]
+    weights = range(1, len(start) + 1)
+    return start[: bisect_right(weights, room, key=lambda n: len(escape(start[:n]).encode()))]
+
+
+def brief(text: str, room: int) -> str:
+    """A text, or its beginning and a sign that it goes on."""
+    found = beginning(text, room)
+    return found if found == text else f"{found} …"
+
+
+def pieces_within(found: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
+    """The pieces of a text in which matches are marked, as ``brief``."""
+    shown = []
+    for piece in found:
+        if room <= 0:
+            break
+        shown.append(piece | {"text": brief(piece["text"], room)})
+        room -= len(escape(piece["text"][:room]).encode())
+    return shown
+
+
+def fitting(items: list[Any], room: int) -> list[Any]:
+    """As many of the first items as take about ``room`` bytes of a page.
+
+    A value is as heavy as its JSON in an address, which is where most letters are the heaviest, but
+    not heavier than ``HEAVIEST``: pages show what is longer in brief.
+    """
+    found = []
+    for item in items:
+        values = item.values() if isinstance(item, dict) else [item]
+        room -= sum(min(len(quote(orjson.dumps(one))), HEAVIEST) for one in values)
+        if room < 0:
+            break
+        found.append(item)
+    return found
+
+
 def people(found: list[dict[str, str]], limit: int = 3) -> str:
     """Names, or addresses of those who have none."""
     names = [one["name"] or one["address"] for one in found[:limit]]
-    return ", ".join(names) + (" …" if len(found) > limit else "")
+    return brief(", ".join(names) + (" …" if len(found) > limit else ""), 200)
 
 
 def marks(shown: dict[str, Any]) -> str:
@@ -161,7 +205,7 @@ def marks(shown: dict[str, Any]) -> str:
     found = [] if "\\seen" in flags else ["unread"]
     found += [words for flag, words in FLAGS.items() if flag in flags]
     found += [flag for flag in flags.values() if not flag.startswith("\\")]
-    return ", ".join(found + (shown["labels"] or []))
+    return brief(", ".join(found + (shown["labels"] or [])), 200)
 
 
 def query(**values: Any) -> str:
@@ -181,7 +225,8 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters.update(number=number, size=size, duration=duration, ago=ago, at=at)
-    found.filters.update(people=people, marks=marks)
+    found.filters.update(people=people, marks=marks, brief=brief, fitting=fitting)
+    found.filters.update(pieces_within=pieces_within)
     found.globals.update(
         asset=_asset,
         query=query,
