@@ -19,6 +19,9 @@ COLUMNS = (
     "poll_interval_max",
     "import_since",
     "push",
+    "sync_flags",
+    "retention_days",
+    "retention_expunged_days",
     "test",
 )
 NUMBERS = frozenset(
@@ -59,7 +62,7 @@ def _row(row: dict[Any, Any]) -> dict[str, Any]:
         return {"address": row["address"], "columns": "more than the first line has"}
     password = row.pop("password", "")
     fields = account_fields({name: value.strip() for name, value in row.items()}, password)
-    for name in ("push", "test"):
+    for name in ("push", "sync_flags", "test"):
         if name in fields:
             text = str(fields[name]).lower()
             fields[name] = WORDS.get(text, text)

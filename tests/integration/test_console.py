@@ -13,6 +13,8 @@ from mailpoll.models import (
     AccountState,
     EmailAccount,
     EmailDamage,
+    EmailFolder,
+    EmailRawMessage,
     EndpointState,
     MessageStatus,
     WebhookEndpoint,
@@ -268,6 +270,72 @@ def test_every_page_loads_nothing_from_elsewhere_and_is_framed_by_nobody(
         assert len(answer.content) < 100_000
 
 
+@pytest.mark.parametrize("letter", ["\u6f22", '"', "x"], ids=["cjk", "escaped", "plain"])
+def test_no_page_outgrows_its_limit_whatever_mail_and_servers_say(
+    embedded: System, address: str, letter: str
+) -> None:
+    long = letter * 60_000
+    fields = {"MIME_Version": "1.0", "Content_Type": "text/plain; charset=utf-8"}
+    fields |= {f"X_{number}": long[:9_000] for number in range(40)}
+    account = filled(embedded, address, message("one", f"{long}\r\n", **fields), message("two"))
+    (first, second) = embedded.messages(account)
+    with database.transaction():
+        EmailRawMessage.update(subject=long, preview=long, text_body=long).execute()
+        failed = {"status": MessageStatus.FAILED, "error": long[:1_000]}
+        EmailRawMessage.update(failed).execute()
+        found = EmailAccount.get()
+        found.last_error, found.last_error_kind = long, "x"
+        found.save()
+        for number in range(200):
+            EmailFolder.insert(
+                account=found, wire_name=f"{number}", name=f"{number}{long[:900]}", last_error=long
+            ).execute()
+    hook = embedded.post("/admin/webhooks", 201, url="https://192.0.2.1/hook")["id"]
+    with database.transaction():
+        WebhookEndpoint.update(last_error=long, description=long).execute()
+    for number in (first["id"], second["id"]):
+        reason = {"reason": letter * 1_000}
+        embedded.api.simulate_put(f"/admin/messages/{number}/hold", json=reason)
+    browser = Browser(embedded)
+    paths = [*PAGES, *ADMIN_PAGES, *pages_of(embedded, account)[:4], f"/webhooks/{hook}"]
+    paths += [f"/accounts/{account}/{part}" for part in ("edit", "delete")]
+    paths += [
+        f"/messages/{one['id']}?view={view}"
+        for one in (first, second)
+        for view in ("text", "headers", "source")
+    ]
+    paths += [f"/messages?account={account}&folder=INBOX", "/search?q=one"]
+    for path in paths:
+        answer = browser.client.simulate_get(
+            *path.split("?")[:1], query_string=path.partition("?")[2]
+        )
+        assert answer.status_code == 200, path
+        assert len(answer.content) < 100_000, path
+    # And what fits is shown still
+    assert re.search(r"and \S+ more: <code>mailpoll stats", browser.get(f"/accounts/{account}"))
+    assert hook in browser.get("/webhooks")
+    assert "INBOX</a>" in browser.get(f"/accounts/{account}")
+    whole = f"/messages/{first['id']}"
+    page = get(browser, whole, view="text")
+    assert "That is the beginning" in page
+    assert f'href="{whole}/raw"' in page
+    for number in (first["id"], second["id"]):
+        embedded.api.simulate_delete(f"/admin/messages/{number}/hold")
+    with database.transaction():
+        EmailRawMessage.update(status=MessageStatus.PROCESSED, error=None).execute()
+        EmailFolder.delete().where(EmailFolder.wire_name != "INBOX").execute()
+        WebhookEndpoint.delete().execute()
+
+
+def test_a_file_with_as_much_wrong_as_can_be_is_reported_on_one_page(embedded: System) -> None:
+    wrong = "\n".join(f"{'x' * 60},{'y' * 40},nowhere,soon" for _ in range(200))
+    page = Browser(embedded).post(
+        "/accounts/import", 200, text=f"address,password,host,port\n{wrong}"
+    )
+    assert len(page.content) < 100_000
+    assert "split the file" in page.text
+
+
 def test_files_are_kept_for_long_and_open_to_all(embedded: System) -> None:
     client = falcon.testing.TestClient(embedded.api.app)
     form = client.simulate_get("/login", headers=HTML).text
@@ -436,9 +504,12 @@ def test_an_account_is_tested_added_changed_and_deleted(system: System, address:
     right = {"address": address, "password": PASSWORD, **place}
     assert "The login works" in browser.post("/accounts/new", 200, do="test", **right).text
     assert system.get("/admin/email-accounts")["items"] == []
-    added = browser.post("/accounts/new", do="add", **right)
+    more = {"sync_flags": "yes", "retention_days": "30", "retention_expunged_days": "0"}
+    added = browser.post("/accounts/new", do="add", **right, **more)
     (account,) = system.get("/admin/email-accounts")["items"]
     assert added.headers["location"] == f"/accounts/{account['id']}?done=added"
+    kept = (account["sync_flags"], account["retention_days"], account["retention_expunged_days"])
+    assert kept == (True, 30, 0)
     page = f"/accounts/{account['id']}"
     browser.post(f"{page}/do/pause")
     assert "Resume" in browser.get(page)

@@ -29,8 +29,10 @@ BULK = {
 VERBS = {"poll": "polled", "pause": "paused", "resume": "resumed", "reconcile": "reconciled"}
 #: Fields that an account may leave to the installation.
 KEPT = ("retention_days", "retention_expunged_days")
+#: Fields that are ticked or not.
+CHECKED = ("push", "sync_flags")
 #: The most lines of a file of accounts, and its bytes.
-LINES, CSV_BYTES = 200, 60_000
+LINES, CSV_BYTES = 200, 30_000
 #: Seconds between looking at a file and adding what is in it.
 SEALED = 3_600
 SEAL = "console:accounts"
@@ -67,6 +69,8 @@ class Bulk(Page):
             raise falcon.HTTPBadRequest(description="choose what to do")
         word, scope = BULK[action]
         require(req, scope)
+        if len(chosen) > LISTED:
+            raise falcon.HTTPBadRequest(description=f"at most {LISTED} accounts at once")
         api = self.api(req, resp)
         if not chosen:
             go(resp, "/accounts")
@@ -112,8 +116,8 @@ class NewAccount(Page):
         form = forms.read(req)
         api = self.api(req, resp)
         names = ("address", "host", "port", "security", "username", "folders", "poll_interval")
-        filled: dict[str, Any] = form.given(*names, "poll_interval_max", "import_since")
-        filled["push"] = form.get("push") == "yes"
+        filled: dict[str, Any] = form.given(*names, "poll_interval_max", "import_since", *KEPT)
+        filled |= {name: form.get(name) == "yes" for name in CHECKED}
         step = form.get("do")
         try:
             if step == "find" or (step == "test" and "host" not in filled):
@@ -326,7 +330,7 @@ class EditAccount(Page):
         filled: dict[str, Any] = {name: form.get(name) for name in names}
         filled |= {name: form.get(name) for name in ("poll_interval_max", *KEPT)}
         new = account_files.account_fields(filled, form.secret("password"))
-        new |= {name: form.get(name) == "yes" for name in ("push", "sync_flags")}
+        new |= {name: form.get(name) == "yes" for name in CHECKED}
         changed = {name: value for name, value in new.items() if value != account.get(name)}
         nullable = ("folders", "poll_interval_max", *KEPT)
         emptied = [name for name in nullable if new.get(name) in (None, [])]

@@ -22,10 +22,10 @@ MARKS: dict[str, dict[str, Any]] = {
     "flagged": {"flag": "\\Flagged"},
     "answered": {"flag": "\\Answered"},
 }
-#: Characters of text, and bytes of source, that a page shows; the rest is to be downloaded.
+#: Bytes of text, headers or source that a page shows; the rest is to be downloaded.
 SHOWN = 40_000
-#: Header lines that are shown, and characters of each.
-HEADERS, HEADER = 150, 500
+#: Bytes of a page that one header takes at most.
+HEADER = 2_000
 VIEWS = ("html", "text", "headers", "source")
 #: Of a download's headers, those that say what it is and how it may be used.
 PASSED_ON = (
@@ -83,13 +83,23 @@ class Message(Page):
         if view not in VIEWS:
             view = "html" if message["html"] else "text"
         remote = req.get_param("remote") == "yes"
-        values: dict[str, Any] = {"source": "", "blocked": 0}
-        values["cut"] = view == "html" and len(message["html"] or "") > mail.LIMIT
-        if view == "source":
-            raw = api.call("GET", f"/admin/messages/{message_id}/raw").read(SHOWN + 1)
-            values["source"] = raw.decode("utf-8", "replace")
-        if view == "html" and message["html"] and not remote:
-            values["blocked"] = mail.clean(message["html"], {}, remote=False).remote
+        text, headers, blocked = "", [], 0
+        match view:
+            case "html":
+                html = message["html"] or ""
+                cut = len(html) > mail.LIMIT
+                if not remote:
+                    blocked = mail.clean(html, {}, remote=False).remote
+            case "headers":
+                headers = _shown_headers(message["headers"])
+                cut = len(headers) < len(message["headers"])
+            case _:
+                whole = message["text"] or ""
+                if view == "source":
+                    raw = api.call("GET", f"/admin/messages/{message_id}/raw").read(SHOWN + 1)
+                    whole = raw.decode("utf-8", "replace")
+                text = render.beginning(whole, SHOWN)
+                cut = text != whole
         render.page(
             req,
             resp,
@@ -98,10 +108,17 @@ class Message(Page):
             account=api.get(f"/admin/email-accounts/{message['account_id']}"),
             view=view,
             remote=remote,
-            headers=[(name, value[:HEADER]) for name, value in message["headers"][:HEADERS]],
-            shown=SHOWN,
-            **values,
+            headers=headers,
+            text=text,
+            blocked=blocked,
+            cut=cut,
         )
+
+
+def _shown_headers(headers: list[list[str]]) -> list[list[str]]:
+    """The first headers, each in brief, as far as they fit into a page."""
+    brief = [[render.brief(name, 200), render.brief(value, HEADER)] for name, value in headers]
+    return render.fitting(brief, SHOWN)
 
 
 class MessageHtml(Page):

@@ -18,8 +18,6 @@ from .client import Api, Refused
 
 LISTED = 50
 HOOKS = "/admin/webhooks"
-#: What of a delivery's request and answer a page shows, in characters.
-EXCERPT = 300
 
 
 class Tasks(Page):
@@ -114,7 +112,6 @@ class Webhook(Page):
             outcome=outcome,
             sent=sent,
             refused=refused,
-            excerpt=EXCERPT,
         )
 
 

@@ -1,16 +1,18 @@
 """Templates to pages: what all of them share, how values are written, and the files they need."""
 
 import hashlib
+from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import falcon
 import jinja2
-from markupsafe import Markup
+import orjson
+from markupsafe import Markup, escape
 
 from . import charts
 
@@ -21,7 +23,8 @@ FOREVER = "public, max-age=31536000, immutable"
 KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript", ".svg": "image/svg+xml"}
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'; frame-src 'self'"
+    "connect-src 'self'; frame-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 #: What is said after something was done, by the word in the address; nothing else is ever shown.
 NOTES = {
@@ -55,6 +58,8 @@ FLAGS = {
 }
 #: What stands where there is no value.
 NOTHING = "\u2013"
+#: Bytes of a page that one value of a list takes at most.
+HEAVIEST = 3_000
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -134,16 +139,62 @@ def at(text: str | None) -> str | Markup:
     return NOTHING if not text else _time(moment(text), f"{moment(text):%Y-%m-%d %H:%M}")
 
 
+def clock() -> Markup:
+    """The time of day, of a page that is made anew while it is looked at."""
+    now = datetime.now(UTC)
+    return _time(now, f"{now:%H:%M:%S} UTC")
+
+
 def _time(at: datetime, words: str) -> Markup:
     title = f"{at:%Y-%m-%d %H:%M:%S} UTC"
     shown = Markup('<time datetime="{}" title="{}">{}</time>')
     return shown.format(at.isoformat(), title, words)
 
 
+def beginning(text: str, room: int) -> str:
+    """As much of a text as takes at most ``room`` bytes of a page, where < is four of them."""
+    start = text[:room]
+    weights = range(1, len(start) + 1)
+    return start[: bisect_right(weights, room, key=lambda n: len(escape(start[:n]).encode()))]
+
+
+def brief(text: str, room: int) -> str:
+    """A text, or its beginning and a sign that it goes on."""
+    found = beginning(text, room)
+    return found if found == text else f"{found} …"
+
+
+def pieces_within(found: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
+    """The pieces of a text in which matches are marked, as ``brief``."""
+    shown = []
+    for piece in found:
+        if room <= 0:
+            break
+        shown.append(piece | {"text": brief(piece["text"], room)})
+        room -= len(escape(piece["text"][:room]).encode())
+    return shown
+
+
+def fitting(items: list[Any], room: int) -> list[Any]:
+    """As many of the first items as take about ``room`` bytes of a page.
+
+    A value is as heavy as its JSON in an address, which is where most letters are the heaviest, but
+    not heavier than ``HEAVIEST``: pages show what is longer in brief.
+    """
+    found = []
+    for item in items:
+        values = item.values() if isinstance(item, dict) else [item]
+        room -= sum(min(len(quote(orjson.dumps(one))), HEAVIEST) for one in values)
+        if room < 0:
+            break
+        found.append(item)
+    return found
+
+
 def people(found: list[dict[str, str]], limit: int = 3) -> str:
     """Names, or addresses of those who have none."""
     names = [one["name"] or one["address"] for one in found[:limit]]
-    return ", ".join(names) + (" …" if len(found) > limit else "")
+    return brief(", ".join(names) + (" …" if len(found) > limit else ""), 200)
 
 
 def marks(shown: dict[str, Any]) -> str:
@@ -154,7 +205,7 @@ def marks(shown: dict[str, Any]) -> str:
     found = [] if "\\seen" in flags else ["unread"]
     found += [words for flag, words in FLAGS.items() if flag in flags]
     found += [flag for flag in flags.values() if not flag.startswith("\\")]
-    return ", ".join(found + (shown["labels"] or []))
+    return brief(", ".join(found + (shown["labels"] or [])), 200)
 
 
 def query(**values: Any) -> str:
@@ -174,9 +225,14 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters.update(number=number, size=size, duration=duration, ago=ago, at=at)
-    found.filters.update(people=people, marks=marks)
+    found.filters.update(people=people, marks=marks, brief=brief, fitting=fitting)
+    found.filters.update(pieces_within=pieces_within)
     found.globals.update(
-        asset=_asset, query=query, sparkline=charts.sparkline, hours_chart=charts.hours
+        asset=_asset,
+        query=query,
+        clock=clock,
+        sparkline=charts.sparkline,
+        hours_chart=charts.hours,
     )
     return found
 

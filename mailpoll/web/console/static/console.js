@@ -20,8 +20,63 @@ for (const button of document.querySelectorAll("[data-copy]")) {
 // On a phone the list of pages is wider than the screen.
 document.querySelector(".side [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
-const reload = document.querySelector("[data-reload]");
-if (reload) setTimeout(() => location.reload(), 1000 * Number(reload.dataset.reload));
+// What is marked live is asked for again and changed in place, so that neither focus, nor a selection,
+// nor the place of a reader is lost. Nothing is asked for while nobody looks.
+const main = document.querySelector("main");
+let waiting;
+
+function renew(old, now) {
+  if (old.isEqualNode(now)) return;
+  const used = old.contains(document.activeElement);
+  if (old.nodeName !== now.nodeName) {
+    if (!used) old.replaceWith(now);
+  } else if (old.nodeType !== Node.ELEMENT_NODE) {
+    old.nodeValue = now.nodeValue;
+  } else {
+    adopt(old, now);
+    const renewed = [...now.childNodes];
+    if (renewed.length === old.childNodes.length) {
+      [...old.childNodes].forEach((child, index) => renew(child, renewed[index]));
+    } else if (!used) old.replaceChildren(...renewed);
+  }
+}
+
+function adopt(old, now) {
+  for (const { name } of [...old.attributes]) if (!now.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of now.attributes) old.setAttribute(name, value);
+}
+
+async function refresh() {
+  const stale = main.querySelector("[data-stale]");
+  try {
+    const answer = await fetch(main.dataset.from, {
+      headers: { Accept: "text/html" }, redirect: "error", signal: AbortSignal.timeout(10000),
+    });
+    if (!answer.ok) throw new Error(answer.status);
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    for (const region of main.querySelectorAll("[data-live]")) {
+      const now = page.getElementById(region.id);
+      if (now) renew(region, now);
+    }
+    adopt(main, page.querySelector("main"));
+    stale.textContent = "";
+  } catch {
+    stale.textContent = "It is not refreshed: there is no answer, or the login has ended.";
+  }
+  wait();
+}
+
+function wait() {
+  clearTimeout(waiting);
+  const seconds = Number(main?.dataset.refresh);
+  if (seconds && !document.hidden) waiting = setTimeout(refresh, 1000 * seconds);
+}
+
+wait();
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(waiting);
+  if (!document.hidden && main?.dataset.refresh) refresh();
+});
 
 document.addEventListener("keydown", (event) => {
   if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey) return;
