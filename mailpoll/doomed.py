@@ -2,10 +2,10 @@
 
 A content is doomed in the transaction that deletes its last row. Later one transaction, which holds
 the account's row, notes that its deletion begins, unless a row names it by then; its blob goes; and
-that it is gone stays noted for a time. Polls store under the lease that the deletion needs too.
-Whoever stores without it looks here: an import before it puts blobs and again where it inserts
-their rows, a worker before it puts attachments. No deletion begins while a message of the account
-waits to be processed, so a worker's message is there before whatever it has to see here.
+that it is gone stays noted for a time. Whoever stores looks here: polls and imports before they put
+blobs and again where they insert their rows (imports have no lease, and a deletion that stood still
+goes on without one), a worker before it puts attachments. No deletion begins while a message of the
+account waits to be processed, so a worker's message is there before whatever it has to see here.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,9 @@ KEPT = timedelta(hours=1)
 
 DOOM = database.Statement("""
     INSERT INTO email_doomed_blobs (account_id, sha256, doomed_at) VALUES (?, ?, ?)
-    ON CONFLICT (account_id, sha256) DO UPDATE
-    SET doomed_at = excluded.doomed_at, begun_at = NULL, gone_at = NULL
+    ON CONFLICT (account_id, sha256) DO UPDATE SET doomed_at = excluded.doomed_at, gone_at = NULL,
+        begun_at = CASE WHEN email_doomed_blobs.gone_at IS NULL
+            THEN email_doomed_blobs.begun_at END
 """)
 #: Those whose deletion has begun, and, while no message waits to be processed, all others.
 WAITING = database.Statement("""
@@ -43,11 +44,13 @@ NAMED = database.Statement("""
 """)
 SPARE = database.Statement("DELETE FROM email_doomed_blobs WHERE account_id = ? AND sha256 IN []")
 BEGIN = database.Statement("""
-    UPDATE email_doomed_blobs SET begun_at = ? WHERE account_id = ? AND sha256 IN []
+    UPDATE email_doomed_blobs SET begun_at = CASE WHEN doomed_at > ? THEN doomed_at ELSE ? END
+    WHERE account_id = ? AND sha256 IN []
 """)
+#: What was doomed once more meanwhile is deleted once more.
 END = database.Statement("""
     UPDATE email_doomed_blobs SET gone_at = ?
-    WHERE account_id = ? AND sha256 IN [] AND begun_at IS NOT NULL
+    WHERE account_id = ? AND sha256 IN [] AND begun_at >= doomed_at
 """)
 LEFT = database.Statement("""
     SELECT 1 FROM email_doomed_blobs WHERE account_id = ? AND gone_at IS NULL LIMIT 1
@@ -97,7 +100,8 @@ def delete_page(account: EmailAccount) -> int | None:
         named = sorted({sha256 for (sha256,) in rows})
         unnamed = sorted(set(page) - set(named))
         SPARE.run(account.id, named)
-        BEGIN.run(database.timestamp(database.now()), account.id, unnamed)
+        moment = database.timestamp(database.now())
+        BEGIN.run(moment, moment, account.id, unnamed)
     faults.point("blobs-doomed")
     storage = runtime.storage()
     for store_type in storage.stores:

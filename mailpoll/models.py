@@ -805,7 +805,7 @@ class EmailFlag(Table):
     """The index of flags: a row for each flag of each place that messages lie in now."""
 
     location = ForeignKeyField(EmailLocation, on_delete="CASCADE", index=False)
-    #: In lower case, or ``UNSEEN``, or as ``of_label`` has one of Gmail's labels.
+    #: As ``of_flag`` has it, or ``UNSEEN``, or as ``of_label`` has one of Gmail's labels.
     flag = CharField(120)
     account = ForeignKeyField(EmailAccount, on_delete="RESTRICT", index=False)
     folder = ForeignKeyField(EmailFolder, on_delete="RESTRICT", index=False)
@@ -814,9 +814,14 @@ class EmailFlag(Table):
     message_id = BigIntegerField()
 
     @classmethod
+    def of_flag(cls, flag: str) -> str:
+        """A flag as it stands here; some letters are two in lower case."""
+        return flag.lower()[:120]
+
+    @classmethod
     def of_label(cls, label: str) -> str:
         """A label as it stands here; no flag begins with a blank."""
-        return f" {label.lower()}"[:120]
+        return cls.of_flag(f" {label}")
 
     class Meta:
         table_name = "email_flags"
@@ -1341,7 +1346,7 @@ class EmailExport(Table):
     bytes = BigIntegerField(default=0)
     parts = IntegerField(default=0)
     #: Messages that it is going to have, as counted at the begin.
-    expected = BigIntegerField(default=0)
+    expected = BigIntegerField(null=True)
     attempts = IntegerField(default=0)
     lease_token = BigIntegerField(default=0)
     lease_until = TimestampField(null=True)

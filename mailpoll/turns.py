@@ -71,9 +71,9 @@ def waiting() -> Iterator[None]:
     if not getattr(_mine, "held", False):
         yield
         return
+    _set_limit(float("inf"))  # not within: until it is done an interrupt may come
     _mine.held = False
     try:
-        _set_limit(float("inf"))
         _turn.release()  # in here, as an interrupt may come with its return
         yield
     finally:

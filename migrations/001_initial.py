@@ -522,7 +522,7 @@ CREATE TABLE email_exports (
     unreadable BIGINT NOT NULL,
     bytes BIGINT NOT NULL,
     parts INTEGER NOT NULL,
-    expected BIGINT NOT NULL,
+    expected BIGINT,
     attempts INTEGER NOT NULL,
     lease_token BIGINT NOT NULL,
     lease_until {time},

@@ -220,17 +220,13 @@ class Intake:
     ) -> tuple[dict[str, int], list[int], int]:
         """Blobs durable, then rows: the ids of all, of the new ones, and how many places."""
         bodies = [body for body, _ in batch]
-        deletions = doomed.before_put(self._account.id, [body.sha256 for body in bodies])
-        storage_type = self._ledger.put_blobs(bodies)
+        put = self._ledger.put_blobs(bodies)
         faults.point("blobs-durable")
         try:
             with database.transaction():
                 if not EmailAccount.lock(self._account.id):
                     raise accounts.AccountGone(self._account.uuid)
-                ids, new = self._ledger.insert_messages(bodies, storage_type, True)
-                fresh = set(new)
-                inserted = [sha256 for sha256, one in ids.items() if one in fresh]
-                doomed.check(self._account.id, inserted, deletions)
+                ids, new = self._ledger.insert_messages(bodies, put, True)
                 places = self._place(batch, ids, new)
                 faults.point("before-commit")
         except accounts.AccountGone:
@@ -340,7 +336,10 @@ def _body(found: Found, manifest: Manifest) -> Body:
     assert content is not None
     told = manifest.date(found.sha256) or _plausible(found.date) or _sent(content)
     arrived = told or datetime.now(UTC)
-    flags = manifest.flags(found.sha256)
+    flags, labels = manifest.flags(found.sha256), manifest.labels(found.sha256)
+    flags = found.flags if flags is None else flags
+    if labels is not None and flags is None:
+        flags = ()  # where labels are known, flags are
     return Body(
         0,
         arrived,
@@ -350,8 +349,8 @@ def _body(found: Found, manifest: Manifest) -> Body:
         None,
         None,
         None,
-        found.flags if flags is None else flags,
-        manifest.labels(found.sha256),
+        flags,
+        labels,
     )
 
 

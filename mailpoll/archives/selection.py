@@ -22,8 +22,8 @@ from ..models import (
     count,
 )
 
-#: Messages asked for in one statement.
-PAGE = 500
+#: Messages asked for in one statement, and hits of a search.
+PAGE, HITS = 500, 5_000
 
 #: The places of messages: the folder, whether it still has the message, whether flags and labels
 #: are known there (somebody follows them, or an import has brought them), and these.
@@ -147,13 +147,13 @@ def _pages_found(
     query, rows = search.parse(selection.query or ""), _chosen(account, selection)
     place = search.Place(-1, after[0], 0, 0) if after else None
     while True:
-        found = search.find(query, account, by_date=True, limit=PAGE, after=place)
-        ids = [hit.message_id for hit in found.hits]
-        with database.connected():
-            by_id = {row.id: row for row in rows.where(EmailRawMessage.id.in_(ids))}
-        yield [
-            (by_id[hit.message_id], [hit.place]) for hit in found.hits if hit.message_id in by_id
-        ]
+        found = search.find(query, account, by_date=True, limit=HITS, after=place)
+        for start in range(0, len(found.hits), PAGE):
+            hits = found.hits[start : start + PAGE]
+            ids = [hit.message_id for hit in hits]
+            with database.connected():
+                by_id = {row.id: row for row in rows.where(EmailRawMessage.id.in_(ids))}
+            yield [(by_id[one.message_id], [one.place]) for one in hits if one.message_id in by_id]
         place = found.next
         if place is None:
             return
@@ -177,12 +177,12 @@ def of_ids(account: EmailAccount, ids: Iterable[int], start: int = 0) -> Iterato
         start += len(page)
 
 
-def number(account: EmailAccount, selection: Selection) -> int:
-    """How many messages are chosen now."""
+def number(account: EmailAccount, selection: Selection) -> int | None:
+    """How many messages are chosen now; ``None``: only the whole search would tell."""
     if selection.ids is not None:
         return len(selection.ids)
     if selection.query is not None:
-        return sum(map(len, _pages_found(account, selection, None)))
+        return None
     with database.connected():
         return count(_chosen(account, selection))
 

@@ -65,7 +65,8 @@ def export_account(
     entries = selection.entries(row, chosen)
 
     def words(done: writing.Written) -> str:
-        return f"{done.messages + done.skipped:,} of {total:,} messages"
+        of = "" if total is None else f" of {total:,}"
+        return f"{done.messages + done.skipped:,}{of} messages"
 
     with counting(words) as show, _failing_archives():
         if kind == "maildir" and output.suffix != ".tar":

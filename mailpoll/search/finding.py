@@ -62,7 +62,7 @@ OF_THREAD = f"SELECT id FROM email_raw_messages WHERE thread_id = {THREAD}"  # n
 OF_EMPTY = """
     SELECT message_id FROM email_locations WHERE expunged_at IS NOT NULL
     UNION ALL SELECT l.message_id FROM email_folders f JOIN email_locations l ON l.folder_id = f.id
-    WHERE f.gone_at IS NOT NULL OR f.restarted_at IS NOT NULL
+    WHERE f.gone_at IS NOT NULL OR f.restarted_at IS NOT NULL OR f.uidvalidity IS NULL
 """
 
 
@@ -237,6 +237,10 @@ class _Search:
         if self._node is not None and not database.is_sqlite():
             conditions.append("s.words @@ ?::tsquery")
             values.append(_tsquery(self._node))
+        elif self._node is not None and _has_prefix(self._node):
+            # Of a beginning of words FTS5 makes one list anew whenever it is asked.
+            conditions.append(FOUND)
+            values.append(_fts5(self._node))
         elif self._node is not None and _positive(self._node):
             table += " CROSS JOIN email_search_index ON email_search_index.rowid = s.id"
             conditions.append("email_search_index MATCH ?")
@@ -328,7 +332,8 @@ class _Search:
             case "is":
                 self._add(f"EXISTS ({PRESENT})", not one.negated)
             case "flag":
-                self._add(f"EXISTS ({FLAGGED})", one.negated, value, value)
+                flag = EmailFlag.of_flag(str(value))
+                self._add(f"EXISTS ({FLAGGED})", one.negated, flag, flag)
             case "label":
                 self._add(f"EXISTS ({FLAGGED})", one.negated, *_marks(str(value)))
             case "thread":
@@ -349,8 +354,9 @@ class _Search:
             self._add(f"{condition} ({', '.join('?' * len(values))})", False, *values)
 
 
-#: No row of SQLite's index has the words.
-NOT_FOUND = "s.id NOT IN (SELECT rowid FROM email_search_index WHERE email_search_index MATCH ?)"
+#: A row of SQLite's index has the words, or none has.
+FOUND = "s.id IN (SELECT rowid FROM email_search_index WHERE email_search_index MATCH ?)"
+NOT_FOUND = FOUND.replace(" IN ", " NOT IN ", 1)
 #: Stands among values for the two places.
 _BOUNDS = object()
 
@@ -430,7 +436,7 @@ def _source(one: Filter) -> tuple[Any, ...]:
 
 def _marks(label: str) -> tuple[str, str]:
     """What finds a keyword, and one of Gmail's labels, of this name."""
-    return label.lower(), EmailFlag.of_label(label)
+    return EmailFlag.of_flag(label), EmailFlag.of_label(label)
 
 
 def _folders(name: str) -> list[str]:
@@ -461,6 +467,17 @@ def _positive(node: Node) -> bool:
             return any(map(_positive, items))
         case Or(items):
             return all(map(_positive, items))
+
+
+def _has_prefix(node: Node) -> bool:
+    """Whether some word is only the beginning of what is looked for."""
+    match node:
+        case Words(prefix=prefix):
+            return prefix
+        case Not(item):
+            return _has_prefix(item)
+        case And(items) | Or(items):
+            return any(map(_has_prefix, items))
 
 
 def _opposite(node: Node) -> Node:

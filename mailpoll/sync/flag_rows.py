@@ -52,7 +52,8 @@ class Flagged(NamedTuple):
 
 def indexed(flags: Sequence[str], labels: Sequence[str] | None) -> set[str]:
     """What finds a place with these flags and labels."""
-    found = {flag.lower() for flag in flags} | {EmailFlag.of_label(one) for one in labels or ()}
+    found = {EmailFlag.of_flag(flag) for flag in flags}
+    found |= {EmailFlag.of_label(label) for label in labels or ()}
     return found if "\\seen" in found else found | {UNSEEN}
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import structlog
 from peewee import fn
 
-from .. import counters, database, faults
+from .. import counters, database, doomed, faults
 from ..blobs import (
     BlobCorrupt,
     BlobMissing,
@@ -140,6 +140,13 @@ NOTHING = {"messages": 0, "bytes": 0, "expunged": 0}
 
 #: Tells the queue of messages whose rows are committed: (message ids, part of the import).
 Announce = Callable[[Sequence[int], bool], None]
+
+
+class Put(NamedTuple):
+    """Where blobs were put, and what was known then of their deletion."""
+
+    storage_type: str
+    deletions: doomed.Deletions
 
 
 def wire(folder: EmailFolder) -> bytes:
@@ -304,11 +311,11 @@ class Ledger:
         """
         try:
             self._leave_out_buried(batch)
-            storage_type = self.put_blobs(batch.bodies)
+            put = self.put_blobs(batch.bodies)
             faults.point("blobs-durable")
             with database.transaction():
                 self.account.fence(LEASE)
-                ids, new = self.insert_messages(batch.bodies, storage_type, imported)
+                ids, new = self.insert_messages(batch.bodies, put, imported)
                 self._insert_locations(folder, batch.bodies, ids, new)
                 self._insert_copies(folder, batch.copies)
                 self._record_failures(folder, batch.failures)
@@ -366,16 +373,22 @@ class Ledger:
             batch.left_out.append(body.uid)
             _discard(body)
 
-    def put_blobs(self, bodies: Sequence[Body]) -> str:
+    def put_blobs(self, bodies: Sequence[Body]) -> Put:
+        """Make the bytes durable of what the account does not have yet.
+
+        Raises:
+          StoreUnavailable: the store is away, or is deleting some of these just now.
+        """
         known = self.known(bodies)
         fresh = {body.sha256: body for body in bodies if body.sha256 not in known}
         if not fresh:
-            return str(self._storage.primary_type)
+            return Put(str(self._storage.primary_type), {})
+        deletions = doomed.before_put(self.account.id, list(fresh))
         blobs = [
             NewBlob(blob_key(self.account.uuid, digest), body.size, digest, body.source)
             for digest, body in fresh.items()
         ]
-        return str(self._storage.put(blobs))
+        return Put(str(self._storage.put(blobs)), deletions)
 
     def known(self, bodies: Sequence[Body]) -> dict[str, int]:
         """Which of these contents the account has already: SHA-256 to message id."""
@@ -386,16 +399,20 @@ class Ledger:
             return dict(KNOWN.run(self.account.id, digests).fetchall())
 
     def insert_messages(
-        self, bodies: Sequence[Body], storage_type: str, imported: bool
+        self, bodies: Sequence[Body], put: Put, imported: bool
     ) -> tuple[dict[str, int], list[int]]:
         """Insert what is new and count it by day; tells the ids of all, and of the new ones.
 
         The fence taken before holds the account's row, so nobody else can insert meanwhile.
+
+        Raises:
+          doomed.BeingDeleted: a blob may have gone since it was put.
         """
         known = self.known(bodies)
         fresh = {body.sha256: body for body in bodies if body.sha256 not in known}
         if not fresh:
             return known, []
+        doomed.check(self.account.id, list(fresh), put.deletions)
         moment = database.now()
         stored_at = database.timestamp(moment)
         sweep_at = database.timestamp(moment + timedelta(seconds=self._settings.sweep_after))
@@ -405,7 +422,7 @@ class Ledger:
                     self.account.id,
                     digest,
                     body.size,
-                    storage_type,
+                    put.storage_type,
                     blob_key(self.account.uuid, digest),
                     database.timestamp(body.internal_date),
                     stored_at,

@@ -320,7 +320,7 @@ def _place_in(folders: list[int]) -> Any:
 
 def _flags(query: schemas.MessageQuery) -> list[str]:
     """What the index of flags is to be asked for."""
-    found = [] if query.flag is None else [query.flag.lower()]
+    found = [] if query.flag is None else [EmailFlag.of_flag(query.flag)]
     if query.unseen is not None:
         found.append(UNSEEN if query.unseen else "\\seen")
     return found

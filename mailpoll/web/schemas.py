@@ -715,7 +715,7 @@ class Export(BaseModel):
     account_id: str
     format: str
     state: str
-    expected: int = Field(description="Messages that were chosen")
+    expected: int | None = Field(description="Messages that were chosen; null of a search")
     messages: int
     unreadable: int
     bytes: int

@@ -1,9 +1,12 @@
 """Flags, moves and removals that are followed for the accounts that ask for it."""
 
+import hashlib
+import json
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import imapclient
@@ -12,12 +15,14 @@ import pytest
 from mailpoll import accounts, database, events, fsck
 from mailpoll.actors.poll import poll
 from mailpoll.actors.process import process_message
+from mailpoll.archives import intake
 from mailpoll.fsck import Kind, Tally
 from mailpoll.imap.wire import Wire, WireIMAP4
 from mailpoll.models import EmailAccount, EmailFlag, EmailFolder, EmailLocation
 from mailpoll.sync import flag_rows
 from mailpoll.sync import flags as following
 from mailpoll.sync.flags import UNTRUSTED
+from tests.integration.archived import add_archive, process
 from tests.integration.rows import account_row
 from tests.integration.scripted import add, folder, polled, stored
 from tests.integration.system import PASSWORD, System, message
@@ -540,6 +545,26 @@ def test_hostile_flags_break_no_poll(scripted: System) -> None:
         server.inbox.modseqs = dict.fromkeys(range(1, 7), 101)
         polled(account)
     assert told() == []
+
+
+def test_flags_that_are_longer_in_lower_case_are_found(
+    system: System, address: str, tmp_path: Path
+) -> None:
+    account = add_archive(system, address)
+    flag, label = "İ" * 95, "İ" * 30
+    path = tmp_path / "one.eml"
+    path.write_bytes(message("one"))
+    digest = hashlib.sha256(message("one")).hexdigest()
+    for told in ({"labels": [label]}, {"flags": [flag], "labels": [label]}):
+        line = {"sha256": digest, "folders": [f"of {len(told)}"], **told}
+        beside = tmp_path / "one.eml.manifest.jsonl"
+        beside.write_text(json.dumps(line))
+        intake.run(account_row(account), [path])
+        process(system, account)
+        hits = system.get("/admin/search", q=f"label:{label}", account=account)["items"]
+        assert len(hits) == 1
+    assert len(system.get("/admin/search", q=f"label:{flag}", account=account)["items"]) == 1
+    assert [one.as_line() for one in fsck.check(None, Tally(), offline=True)] == []
 
 
 def test_labels_of_gmail_are_followed(scripted: System) -> None:

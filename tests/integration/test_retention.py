@@ -887,3 +887,60 @@ def test_a_hold_keeps_what_left_the_server(scripted: System) -> None:
         assert scripted.api.simulate_delete(url).status_code == 204
         retained()
         assert subjects() == ["number 3"]
+
+
+def test_what_is_doomed_again_during_its_deletion_is_deleted_again(
+    system: System, mixed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(mixed, system, retention_days=30)
+    times: list[int] = []
+
+    def dooms(point: str) -> None:
+        if point == "blobs-doomed":
+            row = account_row(mixed)
+            with database.transaction():
+                digests = [
+                    one for (one,) in EmailDoomedBlob.select(EmailDoomedBlob.sha256).tuples()
+                ]
+                if not times:
+                    doomed.doom(row.id, digests)
+            # Whoever is about to put one of them still sees that it is going
+            with pytest.raises(doomed.BeingDeleted):
+                doomed.before_put(row.id, digests)
+            times.append(len(digests))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "point", dooms)
+        run_actor()
+    assert len(times) == 2
+    assert not doomed.left(account_row(mixed).id)
+
+
+def test_a_poll_stores_nothing_on_a_blob_that_is_being_deleted(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedImap(messages={n: letter(f"number {n}") for n in (1, 2)}) as server:
+        account = polled(add(server, retention_expunged_days=7))
+        work()
+        first = server.messages.pop(1)
+        account = compared(account)
+        expunged(8)
+        states: list[str] = []
+
+        def stands_still(point: str) -> None:
+            if point == "blobs-doomed":
+                # Its lease is over, and the mail is put back
+                change_accounts(lease_until=None)
+                server.messages[7] = first
+                states.append(compared(account_row(account.uuid)).last_error_kind)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(faults, "point", stands_still)
+            retained()
+        assert states == ["storage_unavailable"]
+        assert subjects() == ["number 2"]
+        change_accounts(lease_until=None)
+        run_actor()
+        compared(account_row(account.uuid))
+    assert subjects() == ["number 1", "number 2"]
+    assert_clean(scripted, account.uuid)

@@ -13,7 +13,7 @@ from mailpoll import database, search, threads
 from mailpoll.actors import process_message
 from mailpoll.actors.process import process
 from mailpoll.cli import cli
-from mailpoll.models import EmailRawMessage, EmailSearch
+from mailpoll.models import EmailFolder, EmailRawMessage, EmailSearch
 from mailpoll.search import document, finding, index
 from tests.integration.rows import account_row
 from tests.integration.system import System, message
@@ -173,6 +173,9 @@ QUERIES = {
     'in:old/archive -"our markup sale"': {"attached"},
     "in:old/archive (markup OR invoice)": {"html"},
     "larger:10k in:old/archive": {"attached"},
+    "in:old/archive mark*": {"html"},
+    "in:old/archive -mark*": {"attached"},
+    "in:inbox 郵": {"chinese"},
     "in:nowhere": set(),
     'in:"x\' OR 1=1"': set(),
     "is:imported invoice": {"invoice", "reply", "draft"},
@@ -507,3 +510,11 @@ def test_making_the_index_anew_waits_for_threads_before_it_takes_messages(
             assert not reindexing.done()
             threads.MOVE_MESSAGES.run(row.thread_id, row.account_id, [row.thread_id])
         reindexing.result(30)
+
+
+def test_mail_of_an_account_that_gets_another_login_lies_nowhere(
+    system: System, account: str
+) -> None:
+    with database.transaction():
+        EmailFolder.forget_numbers(account_row(account).id)
+    assert set(found(system, "is:expunged")) == set(MAIL)

@@ -44,6 +44,28 @@ def run_together(*works: Callable[[], None]) -> None:
         raise failures[0]
 
 
+def test_an_interrupt_on_the_way_to_a_wait_leaves_the_turn_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(seconds: float) -> None:
+        if seconds == float("inf"):
+            monkeypatch.undo()
+            raise turns.TurnTooLong
+
+    def work() -> None:
+        with pytest.raises(turns.TurnTooLong), turns.working():
+            monkeypatch.setattr(turns, "_set_limit", interrupted)
+            with turns.waiting():
+                raise AssertionError("not reached")
+
+    def work_after_it() -> None:
+        with turns.working():
+            pass
+
+    run_together(work)
+    run_together(work_after_it)
+
+
 def test_one_thread_works_at_a_time() -> None:
     working: set[int] = set()
     most: list[int] = []
