@@ -140,32 +140,28 @@ def _event(row: EmailEvent) -> Event:
     )
 
 
-def wait(
+def look(
     after: int,
     limit: int,
     seconds: float,
     types: Sequence[str] | None = None,
     account_id: int | None = None,
-) -> list[Event]:
-    """The same as ``read``, but waits up to ``seconds`` for the first event."""
-    return _wait(after, limit, seconds, types, account_id)[0]
-
-
-def _wait(
-    after: int, limit: int, seconds: float, types: Sequence[str] | None, account_id: int | None
 ) -> tuple[list[Event], int]:
-    """The events, and the number behind which the next look may begin.
+    """The same as ``read``, but waits up to ``seconds`` for the first event.
 
-    What was looked through once is not again: of rare types the log may hold none for long.
+    Returns:
+      the events, and the number behind which the next look may begin: of rare types the log may
+      hold none for long, and what was looked through once need not be again.
     """
     end = time.monotonic() + seconds
     while True:
-        upto = last()
-        if found := read(after, limit, types, account_id):
+        upto = max(after, last())
+        found = read(after, limit, types, account_id)
+        if len(found) == limit:
             return found, found[-1].number
-        after = max(after, upto)
-        if time.monotonic() >= end:
-            return [], after
+        if found or time.monotonic() >= end:
+            return found, max([upto, *(event.number for event in found)])
+        after = upto
         time.sleep(LOOK)
 
 
@@ -179,7 +175,7 @@ def follow(
     """Events as they come for so many seconds; ``None`` after each ``pause`` without one."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        found, after = _wait(after, PAGE, min(pause, left), types, account_id)
+        found, after = look(after, PAGE, min(pause, left), types, account_id)
         if not found:
             yield None
         yield from found

@@ -65,20 +65,22 @@ class EventList:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """List events behind the one that you have, or wait for the next"""
         query: schemas.EventQuery = req.context.query
-        found = self._find(query, _account_id(query))
-        # Behind the last of a full page there may be more; else all was seen up to now.
-        last = max((event.number for event in found), default=query.after)
+        found, last = self._find(query, _account_id(query))
         items = [schemas.Event(**event.public()) for event in found]
         send(resp, schemas.EventPage(items=items, last=last))
 
-    def _find(self, query: schemas.EventQuery, account_id: int | None) -> list[events.Event]:
+    def _find(
+        self, query: schemas.EventQuery, account_id: int | None
+    ) -> tuple[list[events.Event], int]:
+        """The events, and the number to go on from."""
+        if query.newest and not query.wait:
+            found = events.read(query.after, query.limit, query.kinds, account_id, newest=True)
+            return found, found[0].number if found else query.after
         if not query.wait:
-            return events.read(
-                query.after, query.limit, query.kinds, account_id, newest=query.newest
-            )
+            return events.look(query.after, query.limit, 0, query.kinds, account_id)
         self._waiting.enter()
         try:
-            return events.wait(query.after, query.limit, query.wait, query.kinds, account_id)
+            return events.look(query.after, query.limit, query.wait, query.kinds, account_id)
         finally:
             self._waiting.leave()
 
