@@ -31,7 +31,7 @@ from tests.security.test_api_keys import new_key
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 PAGES = ["/", "/accounts", "/messages", "/search", "/failed", "/tasks", "/webhooks", "/deletions"]
-PAGES += ["/holds"]
+PAGES += ["/holds", "/exports"]
 ADMIN_PAGES = ["/accounts/new", "/accounts/import", "/webhooks/new", "/keys", "/audit", "/settings"]
 #: Breaks out of text, of attributes and of scripts, if it can.
 HOSTILE = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}"
