@@ -187,6 +187,9 @@ class Watcher:
 
     def _begin(self, account: EmailAccount) -> None:
         watched = Watched(account.id, account.uuid)
+        before = self._accounts.pop(account.id, None)
+        if before is not None:  # let go and claimed again since it was looked at
+            self._drop(before)
         self._accounts[account.id] = watched
         self._login(watched)
 

@@ -75,6 +75,8 @@ FIELDS = (
     *(EmailRawMessage.size, EmailRawMessage.sha256, EmailRawMessage.status),
 )
 TEXTS = (EmailRawMessage.text_body, EmailRawMessage.html_body)
+#: A message that nobody can delete before the transaction ends.
+MESSAGE = database.Statement("SELECT id FROM email_raw_messages WHERE id = ? FOR UPDATE")
 #: How a test event is called; it is in no log of events.
 TEST = "webhook.test"
 
@@ -371,8 +373,8 @@ def _deliver_one(endpoint: WebhookEndpoint, event: Event) -> float | None:
     if refused and attempt >= REFUSALS and endpoint.refused < REFUSED_IN_A_ROW:
         done = replace(done, outcome="refused")
     with database.transaction(durable=False):
-        _log(endpoint, event, attempt, done)
         _move(endpoint, **_outcome(endpoint, event, done))
+        _log(endpoint, event, attempt, done)
     if endpoint.next_attempt_at is not None:
         return _pause(endpoint)
     if endpoint.rate:
@@ -437,6 +439,8 @@ def _pause(endpoint: WebhookEndpoint) -> float | None:
 
 
 def _log(endpoint: WebhookEndpoint, event: Event, attempt: int, done: Delivery) -> None:
+    """Note a request, in the caller's transaction; not what was sent of a message that is gone."""
+    gone = event.message_id is not None and MESSAGE.run(event.message_id).fetchone() is None
     WebhookDelivery.create(
         endpoint=endpoint.id,
         event_number=event.number,
@@ -447,8 +451,8 @@ def _log(endpoint: WebhookEndpoint, event: Event, attempt: int, done: Delivery) 
         outcome=done.outcome,
         status=done.status,
         error=done.error,
-        request=done.request[:EXCERPT],
-        answer=done.answer,
+        request="" if gone else done.request[:EXCERPT],
+        answer=None if gone else done.answer,
         duration_ms=done.duration_ms,
         created_at=database.now(),
     )
@@ -462,6 +466,8 @@ def redeliver(endpoint: WebhookEndpoint, number: int) -> tuple[Event, Delivery] 
     event = found[0]
     done = _send(endpoint, f"evt_{number}", str(event.type), _body(event, endpoint))
     with database.transaction(durable=False):
+        if not WebhookEndpoint.select().where(WebhookEndpoint.id == endpoint.id).exists():
+            return None  # removed meanwhile
         _log(endpoint, event, 1, done)
     return event, done
 

@@ -34,6 +34,7 @@ OPENED = frozenset(
         "dashboard",
         "deletions",
         "docs",
+        "exports",
         "failed",
         "holds",
         "keys",

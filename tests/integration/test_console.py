@@ -20,7 +20,7 @@ from mailpoll.models import (
     WebhookEndpoint,
 )
 from mailpoll.web import sessions
-from mailpoll.web.console import mail, overview, render
+from mailpoll.web.console import accounts, mail, overview, render
 from tests.integration.rows import change_accounts, change_messages
 from tests.integration.system import KEY, PASSWORD, TOKEN, System, message
 from tests.integration.test_auth import ID, ORIGIN
@@ -31,7 +31,7 @@ from tests.security.test_api_keys import new_key
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 PAGES = ["/", "/accounts", "/messages", "/search", "/failed", "/tasks", "/webhooks", "/deletions"]
-PAGES += ["/holds"]
+PAGES += ["/holds", "/exports"]
 ADMIN_PAGES = ["/accounts/new", "/accounts/import", "/webhooks/new", "/keys", "/audit", "/settings"]
 #: Breaks out of text, of attributes and of scripts, if it can.
 HOSTILE = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}"
@@ -633,6 +633,41 @@ def test_many_accounts_are_paused_at_once(system: System, address: str) -> None:
     assert [row["who"] for row in system.get("/admin/audit", action="account.pause")["items"]] == [
         "api token"
     ] * 2
+
+
+def test_all_accounts_of_a_filter_are_paused_and_deleted_after_their_number_is_shown(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "LISTED", 2)
+    monkeypatch.setattr(accounts, "PAGES", 1)
+    monkeypatch.setattr(accounts, "PAGE", 2)
+    browser = Browser(system)
+    ids = [system.add_account(f"{number}{address}", test=False) for number in range(3)]
+    other = system.add_account("other@example.org", test=False)
+    assert "on every page" in get(browser, "/accounts", address=address)
+    asked = browser.post("/accounts/bulk", 200, all="yes", action="pause", address=address)
+    assert "Pause 3 accounts?" in asked.text
+
+    def go_on(page: str) -> falcon.testing.Result:
+        fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', page))
+        return browser.post("/accounts/bulk", 200, **fields)
+
+    # Nobody is asked about more than was said
+    ids.append(system.add_account(f"late{address}", test=False))
+    again = go_on(asked.text)
+    assert "Pause 4 accounts?" in again.text
+    half = go_on(again.text)
+    assert "2 of 4 are done" in half.text
+    fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', half.text))
+    done = browser.post("/accounts/bulk", **fields)
+    assert done.headers["location"] == "/accounts?done=paused&n=4"
+    assert system.get("/admin/stats")["accounts"]["paused"] == 4
+    # What is deleted is no longer in the list, and the others are found still
+    page = browser.post("/accounts/bulk", 200, all="yes", action="delete", state="paused").text
+    fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', go_on(page).text))
+    done = browser.post("/accounts/bulk", **fields)
+    assert done.headers["location"] == "/deletions?done=deleting&n=4"
+    assert [one["id"] for one in system.get("/admin/email-accounts")["items"]] == [other]
 
 
 def test_accounts_come_from_a_file_after_a_look_at_it(system: System, address: str) -> None:

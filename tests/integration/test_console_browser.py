@@ -66,7 +66,10 @@ def site(embedded: System, address: str, tmp_path: Path) -> Iterator[Site]:
     pages = [
         *PAGES,
         *ADMIN_PAGES,
-        *(f"/accounts/{account}{part}" for part in ("", "/edit", "/delete", "/attachments")),
+        *(
+            f"/accounts/{account}{part}"
+            for part in ("", "/edit", "/delete", "/attachments", "/export")
+        ),
         *(f"/messages/{plain}?view={view}" for view in ("text", "headers", "source")),
         f"/messages/{attack}",
         f"/messages?account={account}",

@@ -129,6 +129,43 @@ def test_the_payload_is_as_large_as_it_was_asked_for(
         assert "text" not in data["message"]
 
 
+def test_mail_that_is_deleted_while_it_is_told_of_does_not_stay_in_the_log(
+    system: System, address: str
+) -> None:
+    def deletes(_: Received) -> tuple[int, dict[str, str]]:
+        with database.transaction():
+            removal.remove_messages([one.id for one in EmailRawMessage.select()])
+        return 200, {}
+
+    with Receiver(answer=deletes) as receiver:
+        created = hook(system, receiver, types=["message.new"], imports=True, payload="bodies")
+        system.dovecot.deliver(address, message("hello", "secret words"))
+        system.poll_and_process(system.add_account(address))
+        deliver()
+        assert b"secret words" in receiver.received[0].body
+    (logged,) = system.get(f"/admin/webhooks/{created['id']}/deliveries")["items"]
+    assert (logged["outcome"], logged["request"], logged["answer"]) == ("delivered", "", None)
+
+
+def test_an_endpoint_that_is_removed_during_a_request_ends_it(
+    system: System, address: str
+) -> None:
+    def removes(_: Received) -> tuple[int, dict[str, str]]:
+        with database.transaction():
+            WebhookEndpoint.delete().execute()
+        return 200, {}
+
+    with Receiver(answer=removes) as receiver:
+        created = hook(system, receiver)
+        happen(1)
+        deliver()
+        assert len(receiver.received) == 1
+        created = hook(system, receiver)
+        url = f"/admin/webhooks/{created['id']}/events/{events.last()}/redeliver"
+        assert system.post(url, 404)["status"] == 404
+        assert len(receiver.received) == 2
+
+
 def test_filters_let_pass_what_they_name(system: System, address: str) -> None:
     other = f"other-{address}"
     system.dovecot.deliver(address, message("a"))

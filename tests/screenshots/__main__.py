@@ -114,12 +114,17 @@ def take(address: str, token: str) -> None:
         return urllib3.request("GET", f"{address}/admin/{path}", headers=api).json()["items"]
 
     account = found("email-accounts?limit=2")[1]["id"]
-    messages = found(f"email-accounts/{account}/messages?limit=200")
+    messages = found("messages?status=processed&limit=200")
     whole = (
         urllib3.request("GET", f"{address}/admin/messages/{one['id']}", headers=api).json()
         for one in messages
     )
-    message = next(one["id"] for one in whole if one["html"] and one["attachments"])
+    # A subject for which every machine has letters
+    message = next(
+        one["id"]
+        for one in whole
+        if one["html"] and one["attachments"] and one["subject"].isascii()
+    )
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

@@ -1,7 +1,9 @@
 """``/accounts``: mailboxes; one of them; adding, changing and deleting."""
 
+import itertools
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +28,8 @@ BULK = {
     "resume": ("resumed", Scope.OPERATE),
     "delete": ("deleting", Scope.ADMIN),
 }
+#: Accounts of a filter to which it is done by one request: pages of the API, and accounts of each.
+PAGES, PAGE = 5, 200
 VERBS = {"poll": "polled", "pause": "paused", "resume": "resumed", "reconcile": "reconciled"}
 #: Fields that an account may leave to the installation.
 KEPT = ("retention_days", "retention_expunged_days")
@@ -53,13 +57,14 @@ class Accounts(Page):
             "accounts.html",
             accounts=found["items"],
             following=found["next"],
+            paged=bool(cursor or found["next"]),
             chosen=chosen,
             states=api.get("/admin/stats")["accounts"],
         )
 
 
 class Bulk(Page):
-    """One thing done to the accounts that are ticked."""
+    """One thing done to the accounts that are ticked, or to all of a filter."""
 
     @needs(Scope.OPERATE)
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -67,8 +72,11 @@ class Bulk(Page):
         action, chosen = form.get("action"), list(dict.fromkeys(form.all("id")))
         if action not in BULK:
             raise falcon.HTTPBadRequest(description="choose what to do")
-        word, scope = BULK[action]
+        _, scope = BULK[action]
         require(req, scope)
+        if form.get("all") == "yes":
+            self._matching(req, resp, form, action)
+            return
         if len(chosen) > LISTED:
             raise falcon.HTTPBadRequest(description=f"at most {LISTED} accounts at once")
         api = self.api(req, resp)
@@ -79,10 +87,51 @@ class Bulk(Page):
             render.page(req, resp, "accounts_delete.html", accounts=accounts)
         else:
             done = sum(_done(api, action, _uuid(one)) for one in chosen)
-            if action == "delete":
-                go(resp, "/deletions", word if done == len(chosen) else "spared", done)
-            else:
-                go(resp, "/accounts", word, done)
+            _over(resp, action, done, len(chosen))
+
+    def _matching(
+        self, req: falcon.Request, resp: falcon.Response, form: forms.Form, action: str
+    ) -> None:
+        """Say first how many there are, and begin only if they are as many still."""
+        api = self.api(req, resp)
+        chosen = {name: form.get(name) for name in ("address", "state")}
+        expected, seen, done = (_amount(form, name) for name in ("expected", "seen", "done"))
+        cursor = form.get("cursor")
+        if not cursor:
+            found = sum(len(page["items"]) for page in _pages(api, chosen))
+            sure = form.get("sure") == "yes" and found == expected
+            expected = found
+        values = {"action": action, "chosen": chosen, "expected": expected}
+        if cursor or sure:
+            for page in itertools.islice(_pages(api, chosen, cursor), PAGES):
+                seen += len(page["items"])
+                done += sum(_done(api, action, _uuid(one["id"])) for one in page["items"])
+                cursor = page["next"]
+            if not cursor:
+                _over(resp, action, done, seen)
+                return
+        render.page(req, resp, "accounts_all.html", **values, seen=seen, done=done, cursor=cursor)
+
+
+def _amount(form: forms.Form, name: str) -> int:
+    text = form.get(name)
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+
+
+def _pages(api: Api, chosen: dict[str, str], cursor: str | None = "") -> Iterator[dict[str, Any]]:
+    """The accounts of a filter, in the order in which they were added."""
+    while cursor is not None:
+        found: dict[str, Any] = api.get(BASE, **chosen, cursor=cursor, limit=PAGE)
+        yield found
+        cursor = found["next"]
+
+
+def _over(resp: falcon.Response, action: str, done: int, wanted: int) -> None:
+    word, _ = BULK[action]
+    if action == "delete":
+        go(resp, "/deletions", word if done == wanted else "spared", done)
+    else:
+        go(resp, "/accounts", word, done)
 
 
 def _uuid(text: str) -> UUID:

@@ -1,7 +1,6 @@
 """``/messages``: stored mail, and ``/failed``: what of it could not be processed."""
 
 import base64
-from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +10,7 @@ from ...models import Scope
 from ..auth import needs
 from ..paging import MAX_ID
 from . import forms, mail, render
-from .base import Page, go
+from .base import Page, go, pass_on
 from .client import Api, Refused
 
 LISTED = 50
@@ -27,14 +26,6 @@ SHOWN = 40_000
 #: Bytes of a page that one header takes at most.
 HEADER = 2_000
 VIEWS = ("html", "text", "headers", "source")
-#: Of a download's headers, those that say what it is and how it may be used.
-PASSED_ON = (
-    "content-type",
-    "content-disposition",
-    "content-length",
-    "etag",
-    "content-security-policy",
-)
 
 
 class Messages(Page):
@@ -160,33 +151,13 @@ def _pictures(api: Api, message: dict[str, Any], html: str) -> dict[str, str]:
 class RawMessage(Page):
     @needs(Scope.READ)
     def on_get(self, req: falcon.Request, resp: falcon.Response, message_id: int) -> None:
-        _pass_on(resp, self.api(req, resp), f"/admin/messages/{message_id}/raw")
+        pass_on(resp, self.api(req, resp), f"/admin/messages/{message_id}/raw")
 
 
 class Attachment(Page):
     @needs(Scope.READ)
     def on_get(self, req: falcon.Request, resp: falcon.Response, message_id: int, n: int) -> None:
-        _pass_on(resp, self.api(req, resp), f"/admin/messages/{message_id}/attachments/{n}")
-
-
-def _pass_on(resp: falcon.Response, api: Api, path: str) -> None:
-    """Stream an answer of the API as it is."""
-    answer = api.call("GET", path)
-    for name in PASSED_ON:
-        if name in answer.headers:
-            resp.set_header(name, answer.headers[name])
-    resp.stream = _Body(answer.body)
-
-
-class _Body:
-    """An answer's body, closed with the response that it goes out with."""
-
-    def __init__(self, parts: Iterable[bytes]) -> None:
-        self._parts = parts
-        self.close: Callable[[], None] = getattr(parts, "close", lambda: None)
-
-    def __iter__(self) -> Any:
-        return iter(self._parts)
+        pass_on(resp, self.api(req, resp), f"/admin/messages/{message_id}/attachments/{n}")
 
 
 class RetryMessage(Page):

@@ -47,6 +47,7 @@ NOTES = {
     "webhook": "The webhook is saved.",
     "replayed": "It is sent again from there on.",
     "removed": "The webhook is removed.",
+    "export_removed": "The export is removed.",
     "revoked": "The key is revoked. It opens nothing any more.",
 }
 #: System flags that are worth a word (RFC 9051, section 2.3.2).

@@ -8,7 +8,7 @@ import orjson
 from ...models import Scope
 from .. import sessions
 from ..auth import needs
-from . import accounts, connect, finding, holds, messages, operations, overview, render
+from . import accounts, connect, exports, finding, holds, messages, operations, overview, render
 from .client import Refused
 
 PROBLEM = "application/problem+json"
@@ -66,6 +66,7 @@ def install(app: "falcon.App[Any, Any]") -> None:
     app.add_route(sessions.LOGOUT, Logout())
     accounts.install(app)
     connect.install(app)
+    exports.install(app)
     messages.install(app)
     finding.install(app)
     holds.install(app)
