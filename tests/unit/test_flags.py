@@ -56,10 +56,11 @@ def test_whatever_a_server_sends_is_bounded_and_printable(words: list[Any]) -> N
         assert len({one.lower() for one in found}) == len(found) or read is flags.labels
 
 
-def test_a_place_is_found_by_each_flag_or_as_unseen() -> None:
-    assert indexed(["\\Seen", "Work"]) == {"\\seen", "work"}
-    assert indexed(["Work"]) == {"work", ""}
-    assert indexed([]) == {""}
+def test_a_place_is_found_by_each_flag_and_label_or_as_unseen() -> None:
+    assert indexed(["\\Seen", "Work"], None) == {"\\seen", "work"}
+    assert indexed(["Work"], None) == {"work", ""}
+    assert indexed([], []) == {""}
+    assert indexed(["Work"], ["Two Words", "\\Inbox"]) == {"work", "", " two words", " \\inbox"}
 
 
 @pytest.mark.parametrize(
