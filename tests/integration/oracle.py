@@ -9,7 +9,7 @@ from peewee import fn
 
 from mailpoll import accounts, actors, database, fsck, queues, runtime, stats
 from mailpoll.blobs.s3 import S3
-from mailpoll.broker import POLLER_QUEUES, redis_client
+from mailpoll.broker import MAINTENANCE, POLLER_QUEUES, WEBHOOKS, redis_client
 from mailpoll.fsck import Outcome, Tally
 from mailpoll.models import (
     AccountState,
@@ -104,8 +104,8 @@ def assert_queues_are_free_of(
 ) -> None:
     """No entry, waiting, delayed or dead, for an account or a message."""
     for queue in queues.QUEUES:
-        if queue == "maintenance":
-            continue  # its entries name jobs
+        if queue in (MAINTENANCE, WEBHOOKS):
+            continue  # their entries name jobs, exports and endpoints
         ids = account_ids if queue in POLLER_QUEUES else message_ids
         for kind in ("", ".DQ", ".XQ"):
             entries = client.hvals(f"mailpoll:{queue}{kind}.msgs")
