@@ -23,7 +23,8 @@ FIELDS = {
     "message_id",
     "message_timestamp",
 }
-OPTIONS = {"redis_message_id", "eta", "scheduled_at", "retries", "requeue_timestamp"}
+#: Dramatiq adds where a task was interrupted, as at a worker's end, when it puts it back.
+OPTIONS = {"redis_message_id", "eta", "scheduled_at", "retries", "requeue_timestamp", "traceback"}
 
 
 def is_number(value: Any) -> bool:
