@@ -4,9 +4,12 @@ Redis is only a hint of work; the database knows what is to be done. So everythi
 lost, doubled or late, and messages carry ids and nothing else.
 """
 
+import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -173,6 +176,13 @@ class Consumer(_RedisConsumer):  # type: ignore[misc]
         return None
 
 
+def _place(error: BaseException) -> str:
+    """What failed and where, in place of a traceback: an error's words may quote mail."""
+    *_, frame = traceback.extract_tb(error.__traceback__) or [None]
+    where = f" in {frame.name}, {Path(frame.filename).name}:{frame.lineno}" if frame else ""
+    return type(error).__name__ + where
+
+
 class Broker(RedisBroker):
     """``RedisBroker`` that can send many messages in one round trip."""
 
@@ -193,6 +203,9 @@ class Broker(RedisBroker):
         return super().consume(queue_name, prefetch, timeout)
 
     def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
+        error = sys.exception()
+        if error is not None and "traceback" in message.options:
+            message.options["traceback"] = _place(error)  # Dramatiq puts back what failed
         sent = super().enqueue(message, delay=delay)
         if delay is None:
             with suppress(redis.RedisError):  # it is in the queue

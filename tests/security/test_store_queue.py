@@ -1,14 +1,16 @@
 """The queue: what goes into it names rows by number, and what others put there does no harm."""
 
 import json
-from typing import Any
+import re
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import pytest
 from dramatiq import Message
 
-from mailpoll import actors, database, queues
-from mailpoll.broker import PROCESS
+from mailpoll import actors, database, parsing, queues
+from mailpoll.actors.poll import poll
+from mailpoll.broker import IMPORT, PROCESS
 from mailpoll.models import EmailRawMessage
 from tests.integration.queue_entries import enqueued
 from tests.integration.rows import account_row, counts
@@ -23,8 +25,10 @@ FIELDS = {
     "message_id",
     "message_timestamp",
 }
-#: Dramatiq adds where a task was interrupted, as at a worker's end, when it puts it back.
-OPTIONS = {"redis_message_id", "eta", "scheduled_at", "retries", "requeue_timestamp", "traceback"}
+OPTIONS = {"redis_message_id", "eta", "scheduled_at", "retries", "requeue_timestamp"}
+
+
+PLACE = re.compile(r"\w+( in \S+, [\w.]+:\d+)?")
 
 
 def is_number(value: Any) -> bool:
@@ -70,9 +74,28 @@ def test_messages_hold_numbers_alone(system: System, address: str) -> None:
         fields = json.loads(data)  # JSON, and never pickle
         assert set(fields) == FIELDS
         assert fields["kwargs"] == {}
+        # Where a task was interrupted, as at a worker's end, and in no words of the error.
+        assert PLACE.fullmatch(fields["options"].pop("traceback", "Shutdown"))
         assert set(fields["options"]) <= OPTIONS
         assert b"canary" not in data
         assert address.encode() not in data
+
+
+def test_what_a_failed_task_says_stays_out_of_the_queue(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Any) -> NoReturn:
+        raise ValueError("canary: words of a message")
+
+    monkeypatch.setattr(parsing, "parse", fails)
+    system.dovecot.deliver(address, message("hello"))
+    account = system.add_account(address)
+    poll(account_row(account).id, None)
+    key = f"{system.broker.namespace}:{IMPORT}.DQ.msgs"
+    system.work_until(lambda: system.broker.client.hlen(key))
+    (data,) = system.broker.client.hvals(key)
+    assert json.loads(data)["options"]["traceback"].startswith("ValueError in fails, ")
+    assert b"canary" not in data
 
 
 # --- what an attacker puts there
