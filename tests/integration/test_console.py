@@ -21,6 +21,7 @@ from mailpoll.models import (
 )
 from mailpoll.web import sessions
 from mailpoll.web.console import accounts, mail, overview, render
+from tests.integration.archived import finished
 from tests.integration.rows import change_accounts, change_messages
 from tests.integration.system import KEY, PASSWORD, TOKEN, System, message
 from tests.integration.test_auth import ID, ORIGIN
@@ -111,6 +112,21 @@ def test_what_is_searched_for_is_found_marked_and_escaped(system: System, addres
     assert 'value="&#34;open"' in page
     (found,) = [one for one in system.messages(account) if one["subject"] == "Lunch"]
     assert "Lunch" in browser.get(f"/threads/{found['thread_id']}")
+
+
+def test_what_a_search_finds_in_a_mailbox_is_exported(system: System, address: str) -> None:
+    account = filled(system, address, message("Invoice"), message("Lunch"))
+    browser = Browser(system)
+    path = f"/accounts/{account}/export"
+    assert f"{path}?q=invoice" in browser.get(f"/search?q=invoice&account={account}")
+    assert 'value="invoice"' in browser.get(f"{path}?q=invoice")
+    answer = browser.post(path, format="mbox", q="invoice")
+    shown = browser.get(answer.headers["location"])
+    assert "It is being made" in shown
+    assert " of " not in shown.partition("<dt>Messages</dt>")[2].partition("</dd>")[0]
+    page = browser.post(path, 422, format="mbox", q="is:nonsense").text
+    assert 'aria-invalid="true"' in page
+    finished(system, answer.headers["location"].rpartition("/")[2])
 
 
 # --- who may see what

@@ -32,11 +32,11 @@ class Exports(Page):
 class NewExport(Page):
     @needs(Scope.OPERATE)
     def on_get(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
-        self._show(req, resp, account_id, {})
+        self._show(req, resp, account_id, {"q": req.get_param("q") or ""})
 
     @needs(Scope.OPERATE)
     def on_post(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
-        chosen = forms.read(req).given("format", "folder", "since", "until")
+        chosen = forms.read(req).given("format", "folder", "q", "since", "until")
         wanted = {**chosen, "account_id": str(account_id)}
         try:
             export = self.api(req, resp).post(BASE, wanted)
