@@ -17,8 +17,9 @@ from . import document
 from .index import moment_of, place_of
 from .query import And, Filter, Node, Not, Or, Query, Words
 
-#: The newest hits, which are ranked; of phrases fewer, as each candidate's words must be read.
-RANKED, RANKED_PHRASES = 2_000, 100
+#: The newest hits, which are ranked; fewer where each candidate's places must be looked up, or, of
+#: phrases, its words be read.
+RANKED, RANKED_PLACES, RANKED_PHRASES = 2_000, 500, 100
 #: Messages that are looked at one by one, when some condition leaves no more than so many.
 FEW = 1_000
 #: Greater than every place.
@@ -133,7 +134,7 @@ def _ranked(
     if after and after.score < 0:
         return _by_date(search, limit, after.id)
     floor, top = (after.floor, after.top) if after else (0, END)
-    ranking = RANKED_PHRASES if search.phrases else RANKED
+    ranking = search.ranking
     found = list(search.run(ranking if after is None else 2 * ranking, floor, top))
     if not found:
         return Results([], None)
@@ -185,8 +186,8 @@ class _Search:
         if account is not None:
             mine = Words((document.of_account(account.id),))
             self._node = And((mine, query.node)) if query.node else mine
-        #: The order of words matters.
-        self.phrases = query.node is not None and _loose(query.node) != query.node
+        #: How many hits are ranked.
+        self.ranking = _ranking(query)
         self._conditions: list[str] = []
         self._values: list[Any] = []
         self._low, self._high = 0, END
@@ -401,6 +402,13 @@ def _months(low: int, before: int) -> Iterator[int]:
 
 def _begin_of(month: int) -> int:
     return place_of(datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC))
+
+
+def _ranking(query: Query) -> int:
+    if query.node is not None and _loose(query.node) != query.node:
+        return RANKED_PHRASES
+    looked_up = any(one.name in ("in", "is", "flag", "label") for one in query.filters)
+    return RANKED_PLACES if looked_up else RANKED
 
 
 def _few(filters: Sequence[Filter]) -> list[int] | None:
