@@ -84,6 +84,8 @@ def test_messages_hold_numbers_alone(system: System, address: str) -> None:
 def test_what_a_failed_task_says_stays_out_of_the_queue(
     system: System, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """S40: an error's words may quote a message; what failed and where does not."""
+
     def fails(_: Any) -> NoReturn:
         raise ValueError("canary: words of a message")
 
