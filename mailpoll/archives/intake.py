@@ -48,6 +48,8 @@ FOLDER = "Imported"
 HEAD = 64_000
 #: Seconds to wait for the end of a deletion of blobs that are to be stored again.
 PATIENCE = 60.0
+#: Rows of places and flags after which a batch ends: nobody else writes to the account meanwhile.
+ROWS = 20_000
 #: Reasons that are remembered.
 REASONS = 100
 #: Of the places in a folder of an import.
@@ -145,7 +147,7 @@ class Intake:
     def take(self, source: Iterable[Found], manifest: Manifest) -> None:
         """Store all messages of a source; what was taken before an error is stored too."""
         batch: list[Found] = []
-        size = 0
+        size = rows = 0
         try:
             for found in source:
                 if found.content is None:
@@ -153,8 +155,10 @@ class Intake:
                     continue
                 batch.append(found)
                 size += found.size
-                if len(batch) >= settings().batch_messages or size >= settings().batch_bytes:
-                    batch, size = self._flush(batch, manifest), 0
+                rows += self._rows(found, manifest)
+                full = len(batch) >= settings().batch_messages or size >= settings().batch_bytes
+                if full or rows >= ROWS:
+                    batch, size, rows = self._flush(batch, manifest), 0, 0
         except Unreadable:
             self._flush(batch, manifest)
             raise
@@ -172,6 +176,11 @@ class Intake:
             _discard(batch)
         self._progress(self.tally)
         return []
+
+    def _rows(self, found: Found, manifest: Manifest) -> int:
+        """Rows that a message's places and their flags take; a manifest may name very many."""
+        flags, labels = _marks(found, manifest)
+        return len(self._folders(found, manifest)) * (2 + len(flags or ()) + len(labels or ()))
 
     def _folders(self, found: Found, manifest: Manifest) -> list[str]:
         if self._folder is not None:
@@ -336,10 +345,6 @@ def _body(found: Found, manifest: Manifest) -> Body:
     assert content is not None
     told = manifest.date(found.sha256) or _plausible(found.date) or _sent(content)
     arrived = told or datetime.now(UTC)
-    flags, labels = manifest.flags(found.sha256), manifest.labels(found.sha256)
-    flags = found.flags if flags is None else flags
-    if labels is not None and flags is None:
-        flags = ()  # where labels are known, flags are
     return Body(
         0,
         arrived,
@@ -349,9 +354,17 @@ def _body(found: Found, manifest: Manifest) -> Body:
         None,
         None,
         None,
-        flags,
-        labels,
+        *_marks(found, manifest),
     )
+
+
+def _marks(
+    found: Found, manifest: Manifest
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Flags and labels of a message; where labels are known, flags are."""
+    flags, labels = manifest.flags(found.sha256), manifest.labels(found.sha256)
+    flags = found.flags if flags is None else flags
+    return () if flags is None and labels is not None else flags, labels
 
 
 def _sent(content: contents.Content) -> datetime | None:

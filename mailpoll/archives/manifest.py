@@ -17,8 +17,8 @@ from .selection import Entry
 NAME = re.compile(r"manifest(?:-[0-9]{1,9})?\.jsonl")
 #: Bytes of a line that is read; an honest one has some hundred.
 LINE = 1_000_000
-#: Folders of one message, flags and labels, and characters of a name, that are believed.
-FOLDERS, MARKS, NAME_LENGTH = 100, 16, 1_000
+#: Folders of one message, and characters of a name, that are believed.
+FOLDERS, NAME_LENGTH = 1_000, 1_000
 SHA256 = re.compile(r"[0-9a-f]{64}")
 YEARS = range(1970, 9_999)
 
@@ -130,7 +130,7 @@ def _words(
     if not isinstance(value, list):
         return None
     words = kept([encode(word) for word in value if isinstance(word, str) and word.isprintable()])
-    return orjson.dumps((words or ())[:MARKS]).decode()
+    return orjson.dumps(words).decode()
 
 
 def is_folder(name: str) -> bool:

@@ -597,6 +597,35 @@ def test_flags_and_labels_come_out_and_in_again(
     assert {line["sha256"]: set(line["flags"]) for line in again} == flags
 
 
+def test_every_folder_flag_and_label_of_a_manifest_comes_in_however_many(
+    system: System, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "ROWS", 5_000)
+    account = add_archive(system, address)
+    told = {
+        "folders": [f"folder {number:03}" for number in range(150)],
+        "flags": sorted(f"flag{number:02}" for number in range(20)),
+        "labels": sorted(f"label{number:02}" for number in range(20)),
+    }
+    mails = [message(f"number {number}") for number in range(3)]
+    (tmp_path / "box").mkdir()
+    lines = []
+    for number, mail in enumerate(mails):
+        (tmp_path / "box" / f"{number}.eml").write_bytes(mail)
+        lines.append(json.dumps({"sha256": hashlib.sha256(mail).hexdigest(), **told}))
+    (tmp_path / "box" / "manifest.jsonl").write_text("\n".join(lines))
+    commits: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "point", commits.append)
+        intake.run(account_row(account), [tmp_path / "box"])
+    assert commits.count("committed") == 3
+    process(system, account)
+    found = manifest("manifest", download(system, account, "manifest"))
+    assert len(found) == 3
+    for line in found:
+        assert {name: sorted(line[name]) for name in told} == told
+
+
 def test_a_maildir_of_others_tells_flags(embedded: System, address: str, tmp_path: Path) -> None:
     account = add_archive(embedded, address)
     for directory, name, subject in (
