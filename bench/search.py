@@ -2,7 +2,8 @@
 
 ``python -m bench.search [--set embedded|production] [--messages N,N] [--json]`` fills a database
 with text in which words are as frequent as in a language, and asks for rare, common and combined
-words through the API. ``--json`` writes ``docs/performance/search.json``.
+words through the API. ``--json`` writes ``docs/performance/search.json``, where figures of other
+sets and numbers stay as they are.
 """
 
 import argparse
@@ -441,6 +442,27 @@ def tables(found: dict[str, Measured], count: int) -> list[dict[str, Any]]:
     ]
 
 
+def joined(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tables with what other runs measured beside what this one did, of whose figures none stay."""
+    fresh = {table["title"]: table for table in now}
+    titles = [table["title"] for table in before]
+    return [
+        *(beside(table, fresh.get(table["title"], table)) for table in before),
+        *(table for title, table in fresh.items() if title not in titles),
+    ]
+
+
+def beside(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The columns of both tables; a row that only one has keeps its other cells empty."""
+    columns = list(dict.fromkeys([*before["columns"], *now["columns"]]))
+    rows: dict[str, dict[str, Any]] = {}
+    for table in (before, now):
+        for row in table["rows"]:
+            rows.setdefault(row[0], {}).update(zip(table["columns"], row, strict=True))
+    filled = [[row.get(column) for column in columns] for row in rows.values()]
+    return {"title": now["title"], "columns": columns, "rows": filled}
+
+
 TEXT_OF_REPORT = (
     f"{TIMES} queries of each kind for the first 20 hits, ranked unless it says otherwise, by one "
     "process: each the fastest of three times. CPU is that of the process and of its "
@@ -464,6 +486,8 @@ def main() -> None:
             found.setdefault(count, {})[name] = measured
             document = report(found)
             if options.json:
+                before = json.loads(RESULT.read_text())["tables"] if RESULT.exists() else []
+                document["tables"] = joined(before, document["tables"])
                 RESULT.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document["tables"], indent=1))
 
