@@ -229,14 +229,14 @@ class Watcher:
             return Opened(watched, wait=wait)
         folder = _folder_to_watch(account, folders)
         wire_name = folder.wire_name.encode("latin-1") if folder else b"INBOX"
+        alone = account.folders is not None and len(account.folders) == 1
         opening = connect(logins.login_of(account), self._settings, LOGIN)
-        watch = Watch(opening, wire_name).begin()
+        watch = Watch(opening, wire_name, alone=alone).begin()
         same = folder is not None and (watch.uidnext, watch.messages) == (
             folder.uidnext,
             folder.server_messages,
         )
-        alone = account.folders is not None and len(account.folders) == 1
-        interval = self._settings.push_poll_interval if watch.whole or alone else 0
+        interval = self._settings.push_poll_interval if watch.whole else 0
         return Opened(watched, watch, behind=not same, interval=interval)
 
     def _wait_for(self, account: EmailAccount) -> float:

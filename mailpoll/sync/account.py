@@ -14,7 +14,7 @@ from .. import budgets, database, faults, policy
 from ..blobs import Storage
 from ..budgets import BudgetSpent
 from ..imap import Fault, Fetched, ImapError, Listed, Session, Status, providers, selectable
-from ..models import EmailAccount, EmailFolder, FetchVerdict
+from ..models import EmailAccount, EmailFolder, EmailLocation, FetchVerdict
 from ..settings import Settings
 from . import proof
 from .download import Batch, Broken, Copy, Downloader, Failure, batches
@@ -296,12 +296,17 @@ class AccountSync:
             first = max(1, folder.low, folder.high + 1 - LOOK_BACK)
             uids = self.session.uids(first, None if final else folder.high + width)
             faults.point("uids-listed")
-            if self._renumbered(folder, uids):
+            place = self.ledger.newest_place(folder)
+            unknown = self._unknown(folder, uids)
+            # One question for both: each is a way to the server and back.
+            check = [place.uid] if place and place.uid in uids else []
+            facts = self._facts(folder, self.session.scan_set, unknown + check)
+            if place and _renumbered(place, facts):
                 log.warning("UIDs were given to other mail", account=self.account.uuid)
                 self._restart(folder, seen, folder.generation + 1)
                 continue
             edge = max(uidnext - 1, folder.high, *uids) if final else folder.high + width
-            self._store_uids(folder, uids, edge)
+            self._store_unknown(folder, unknown, facts, edge)
             width = _next_width(width, len(uids) - LOOK_BACK, seen.messages)
             if final:
                 break
@@ -318,25 +323,19 @@ class AccountSync:
             self._sizeless.add(folder.id)
             raise
 
-    def _renumbered(self, folder: EmailFolder, uids: Sequence[int]) -> bool:
-        """Whether a known UID now names another message (UIDs that are really positions).
-
-        Both its size and its date must differ: either alone differs at some servers for no reason.
-        """
-        place = self.ledger.newest_place(folder)
-        if place is None or place.uid not in uids:
-            return False
-        for entry in self._facts(folder, self.session.scan_set, [place.uid]):
-            if entry.internal_date and entry.size is not None:
-                moved = entry.internal_date != place.internal_date
-                return bool(moved and entry.size != place.server_size)
-        return False
-
     def _store_uids(self, folder: EmailFolder, uids: Sequence[int], edge: int) -> None:
         """Fetch what of a listing has no verdict yet; the window's upper edge moves with it."""
-        known = self.ledger.verdicts(folder, uids[0], uids[-1]) if uids else set()
-        unknown = [uid for uid in uids if uid not in known]
+        unknown = self._unknown(folder, uids)
         facts = self._facts(folder, self.session.scan_set, unknown)
+        self._store_unknown(folder, unknown, facts, edge)
+
+    def _unknown(self, folder: EmailFolder, uids: Sequence[int]) -> list[int]:
+        known = self.ledger.verdicts(folder, uids[0], uids[-1]) if uids else set()
+        return [uid for uid in uids if uid not in known]
+
+    def _store_unknown(
+        self, folder: EmailFolder, unknown: Sequence[int], facts: Sequence[Fetched], edge: int
+    ) -> None:
         entries = {entry.uid: entry for entry in facts}
         # What was listed gets a verdict, though the server leaves it out when asked for more.
         self._store(folder, [entries.get(uid) or Fetched(uid=uid) for uid in unknown], "high", edge)
@@ -604,6 +603,18 @@ def _has_news(folder: EmailFolder, status: Status | None) -> bool:
     if (status.uidnext, status.uidvalidity) != last:
         return True
     return status.messages is not None and status.messages != folder.server_messages
+
+
+def _renumbered(place: EmailLocation, facts: Sequence[Fetched]) -> bool:
+    """Whether a known UID now names another message (UIDs that are really positions).
+
+    Both its size and its date must differ: either alone differs at some servers for no reason.
+    """
+    for entry in facts:
+        if entry.uid == place.uid and entry.internal_date and entry.size is not None:
+            moved = entry.internal_date != place.internal_date
+            return bool(moved and entry.size != place.server_size)
+    return False
 
 
 def _importing(folder: EmailFolder) -> bool:

@@ -286,6 +286,20 @@ def test_where_notify_is_refused_one_folder_is_idled_and_the_others_keep_their_i
     assert ahead == timedelta(seconds=max(300, interval))
 
 
+@pytest.mark.parametrize(("folders", "asked"), [(None, True), (["INBOX"], False)])
+def test_notify_is_not_asked_for_one_folder_so_that_the_server_may_put_the_connection_to_sleep(
+    scripted: System, folders: list[str] | None, asked: bool
+) -> None:
+    with ScriptedImap(messages={1: message("a")}, capabilities=b"IMAP4rev1 IDLE NOTIFY") as server:
+        server.rules = [Rule(r"NOTIFY", b"{tag} OK\r\n")]
+        account = add(server, push=True, folders=folders)
+        with watching():
+            wait_until(watched(scripted, account.uuid))
+    assert "IDLE" in server.commands
+    assert any(line.startswith("NOTIFY") for line in server.commands) == asked
+    assert account_row(account.uuid).watch_error is None
+
+
 def test_more_news_than_a_server_can_tell_are_news_and_the_watch_begins_anew(
     scripted: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
