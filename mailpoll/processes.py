@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,14 +32,18 @@ SHUTDOWN = "20000"
 RESTART = 1.0
 #: Seconds that children get to end before they are killed.
 GRACE = 25.0
+#: How far pollers and workers step back on a machine that they share with the API: whoever asks it
+#: waits for an answer, and mail that is fetched by the thousand does not.
+NICENESS = 5
 
 
 @dataclass(slots=True)
 class Child:
-    """A supervised process."""
+    """A supervised process; ``niceness`` is that of nice(1), beside the supervisor's own."""
 
     name: str
     command: list[str]
+    niceness: int = 0
     process: "subprocess.Popen[bytes] | None" = None
     started: float = 0.0
 
@@ -109,8 +114,8 @@ def up(settings: Settings) -> int:
     children = [
         Child("web", web_command(settings)),
         Child("scheduler", [sys.executable, "-m", "mailpoll", "scheduler"]),
-        Child("poller", poller_command(settings)),
-        Child("worker", worker_command(settings)),
+        Child("poller", poller_command(settings), NICENESS),
+        Child("worker", worker_command(settings), NICENESS),
         Child("notifier", notifier_command(settings)),
         Child("watcher", [sys.executable, "-m", "mailpoll", "watcher"]),
     ]
@@ -174,6 +179,9 @@ class Supervisor:
             child.command, env=environment(os.environ), start_new_session=True
         )
         child.started = time.monotonic()
+        with suppress(ProcessLookupError):
+            mine = os.getpriority(os.PRIO_PROCESS, 0)
+            os.setpriority(os.PRIO_PROCESS, child.process.pid, mine + child.niceness)
 
     def _restart_ended(self) -> None:
         for child in self._children:

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
+from mailpoll.processes import NICENESS
 from tests.integration.system import PASSWORD, message, wait_until
 from tests.integration.test_cli import clean
 from tests.servers.dovecot import Dovecot
@@ -144,6 +145,24 @@ def test_it_polls_survives_a_killed_poller_and_ends(
     token = (installation.directory / "data" / "api.token").read_text().strip()
     assert token not in log
     assert PASSWORD not in log
+
+
+def test_pollers_and_workers_leave_the_processors_to_who_waits_for_an_answer(
+    installation: Installation,
+) -> None:
+    wait_until(installation.answers)
+    found = installation.processes()
+    usual = os.getpriority(os.PRIO_PROCESS, installation.process.pid)
+
+    def niceness(word: str) -> set[int]:
+        return {
+            os.getpriority(os.PRIO_PROCESS, pid)
+            for pid, command in found.items()
+            if word in command
+        }
+
+    assert niceness("gunicorn") == niceness("scheduler") == {usual}
+    assert niceness("backfill") == niceness("maintenance") == {min(19, usual + NICENESS)}
 
 
 def test_it_ends_while_it_starts(installation: Installation) -> None:
