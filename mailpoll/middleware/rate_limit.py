@@ -124,7 +124,13 @@ class RateLimit(Middleware):
         rules: Limits | None = broker.get_actor(message.actor_name).options.get("limits")
         if rules is None:
             return
-        seconds, limits = rules.terms(*message.args)
+        try:
+            seconds, limits = rules.terms(*message.args)
+        except Exception as error:
+            # The database is away, or the message is foreign: the task fails of the same, and what
+            # becomes of it is decided there. Dramatiq would log a critical failure of the process.
+            log.warning("no limit was looked up", error=type(error).__name__)
+            return
         wait = int(seconds * 1_000)
         if not wait and limits:
             wait = self.take(limits, message.message_id)

@@ -1,6 +1,7 @@
 """The queue: what goes into it names rows by number, and what others put there does no harm."""
 
 import json
+import logging
 import re
 from typing import Any, NoReturn
 from uuid import uuid4
@@ -10,7 +11,7 @@ from dramatiq import Message
 
 from mailpoll import actors, database, parsing, queues
 from mailpoll.actors.poll import poll
-from mailpoll.broker import IMPORT, PROCESS
+from mailpoll.broker import IMPORT, POLL, PROCESS
 from mailpoll.models import EmailRawMessage
 from tests.integration.queue_entries import enqueued
 from tests.integration.rows import account_row, counts
@@ -177,6 +178,26 @@ def test_a_hostile_entry_stops_no_worker_and_changes_nothing(
     assert set(counts()) == set(before)
     assert system.api.simulate_get("/admin/tasks").status_code == 200
     assert system.api.simulate_get("/metrics").status_code == 200
+    system.broker.client.flushdb()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [(), ("x", "y", "z"), ([1],), ({"a": 1},), (10**40,), (None,)],
+    ids=map(str, range(6)),
+)
+def test_a_hostile_poll_stops_no_poller_and_is_no_emergency(
+    system: System, address: str, args: tuple[Any, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """S58: the limits of connections are looked up by what it names, before it runs."""
+    system.dovecot.deliver(address, message("honest"))
+    account = system.add_account(address)
+    for _ in range(3):
+        push(system, POLL, entry(POLL, "poll_account", *args))
+    system.poll_and_process(account)
+    assert [one["status"] for one in system.messages(account)] == ["processed"]
+    # It fails as a task, as any that is not understood; nothing of mailpoll itself has failed.
+    assert [r.message for r in caplog.records if r.levelno >= logging.CRITICAL] == []
     system.broker.client.flushdb()
 
 
