@@ -60,10 +60,22 @@ FORGET_EMPTY = database.Statement("""
     DELETE FROM email_thread_keys WHERE account_id = ? AND thread_id IN [] AND NOT EXISTS (
         SELECT 1 FROM email_raw_messages m WHERE m.thread_id = email_thread_keys.thread_id)
 """)
+#: The last of the next ties, by thread.
+LAST = database.Statement("""
+    SELECT MAX(thread_id) FROM (SELECT thread_id FROM email_thread_keys
+        WHERE thread_id > ? ORDER BY thread_id LIMIT ?) AS page
+""")
+EMPTY = database.Statement("""
+    SELECT DISTINCT account_id, thread_id FROM email_thread_keys
+    WHERE thread_id > ? AND thread_id <= ? AND NOT EXISTS (
+        SELECT 1 FROM email_raw_messages m WHERE m.thread_id = email_thread_keys.thread_id)
+""")
 #: The number is any that nothing else locks by.
 LOCK = database.Statement("SELECT pg_advisory_xact_lock(7237123426365898752 + ?)")
 #: Keys in one statement.
 CHUNK = 500
+#: Ties that are looked at together.
+PAGE = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +261,32 @@ def forget_empty(account_id: int, thread_ids: Sequence[int]) -> None:
     with database.transaction(durable=False):
         lock(account_id)
         FORGET_EMPTY.run(account_id, list(thread_ids))
+
+
+def forget_all_empty() -> int:
+    """Do the same for all threads: whoever deleted messages may have died before it came to that.
+
+    Returns:
+      of how many threads.
+    """
+    forgotten = after = 0
+    while (last := _last(after)) is not None:
+        with database.connected():
+            empty = EMPTY.run(after, last).fetchall()
+        by_account: dict[int, list[int]] = {}
+        for account_id, thread_id in empty:
+            by_account.setdefault(account_id, []).append(thread_id)
+        for account_id, thread_ids in by_account.items():
+            forget_empty(account_id, thread_ids)
+        forgotten += len(empty)
+        after = last
+    return forgotten
+
+
+def _last(after: int) -> int | None:
+    with database.connected():
+        last: int | None = LAST.run(after, PAGE).fetchone()[0]
+    return last
 
 
 def _rows(account_id: int, keys: list[int]) -> Iterable[tuple[int, int, bool]]:

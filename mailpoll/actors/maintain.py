@@ -22,6 +22,7 @@ from .. import (
     retention,
     runtime,
     search,
+    threads,
     webhooks,
 )
 from .. import scrub as scrubbing
@@ -301,13 +302,15 @@ def _move(account_id: int, key: str, size: int, sha256: str) -> bool:
 def erase_words() -> None:
     """Let the words of mail that retention has deleted go from the search index for good.
 
-    Once a day, as it rewrites the index. The deletion of an account does it by itself.
+    And what tied it to other mail, where a run was killed before it came to that. Once a day, as it
+    rewrites the index. The deletion of an account does it by itself.
     """
     mark = Mark.all().get(MarkName.WORDS_LEFT)
     if mark is None or not mark.value:
         return
     parts = sum(1 for _ in search.erase())
-    log.info("words of deleted mail erased", parts=parts)
+    forgotten = threads.forget_all_empty()
+    log.info("words of deleted mail erased", parts=parts, threads=forgotten)
     with database.transaction():
         # Unless more was deleted meanwhile.
         Mark.update(value=0).where(Mark.name == mark.name, Mark.at == mark.at).execute()

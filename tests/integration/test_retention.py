@@ -25,6 +25,7 @@ from mailpoll import (
     holds,
     removal,
     retention,
+    threads,
 )
 from mailpoll.actors.poll import poll
 from mailpoll.actors.process import process_message
@@ -491,6 +492,30 @@ def test_a_run_that_is_killed_anywhere_is_gone_on_with(
     assert not doomed.left(account_row(mixed).id)
     # Two messages and the attachment that they share
     assert len(blobs(mixed)) == 3
+
+
+def test_what_tied_mail_to_other_mail_goes_though_its_run_was_killed(
+    system: System, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a run that was killed when a page was gone, and the ties to its threads were not
+    monkeypatch.setattr(threads, "PAGE", 3)
+    keep(mixed, system, retention_days=30)
+    fault = {"MAILPOLL_TEST": "1", "MAILPOLL_FAULT": "retention-committed:kill:1"}
+    assert run("retention", "--yes", variables=variables() | fault, cwd=tmp_path).returncode == -9
+    change_accounts(lease_until=None)
+    retained()
+    assert len(tied()) == 6
+    # When what retention has left is erased, then the ties of what is there stay, and no others
+    actors.erase_words.fn()
+    with database.connected():
+        assert tied() == {row.thread_id for row in EmailRawMessage.select()}
+        assert len(tied()) == 2
+
+
+def tied() -> set[int]:
+    """The threads that later messages could come to."""
+    with database.connected():
+        return {row.thread_id for row in EmailThreadKey.select()}
 
 
 def test_a_store_that_is_away_gets_its_blobs_deleted_later(
