@@ -2,11 +2,16 @@
 
 import logging
 import sys
+import threading
+import time
 from typing import Any
 
 import structlog
 from dramatiq.middleware import Shutdown
 from structlog.typing import EventDict, Processor
+
+from .blobs import StoreUnavailable
+from .database import AWAY
 
 #: Libraries whose debug output shows mail, commands or passwords: never below WARNING.
 TALKATIVE = (
@@ -19,6 +24,9 @@ TALKATIVE = (
     "peewee_migrate",
     "periodiq",
 )
+
+#: Seconds between two errors of the log that what everything needs is away.
+SELDOM = 1.0
 
 #: Characters that control a terminal or end a line, and those that turn the direction of text.
 CONTROLS = (*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
@@ -61,6 +69,7 @@ def configure(level: str, form: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     handler.addFilter(_end_quietly)
+    handler.addFilter(Seldom())
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
@@ -74,6 +83,34 @@ def _end_quietly(record: logging.LogRecord) -> bool:
         record.levelno, record.levelname = logging.INFO, "INFO"
         record.msg, record.args, record.exc_info = "task interrupted, to be retried", (), None
     return True
+
+
+class Seldom(logging.Filter):
+    """Lets one error a second say that the database or the store is away, and how often.
+
+    Every task in hand fails of it and is tried again, each with a traceback: a queue of thousands
+    would fill the log's disk.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._next = 0.0
+        self._more = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.exc_info or not isinstance(record.exc_info[1], (*AWAY, StoreUnavailable)):
+            return True
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next:
+                self._more += 1
+                return False
+            self._next, more, self._more = now + SELDOM, self._more, 0
+        if more:
+            words = f"{record.getMessage()} And {more:,} more errors of this kind before it."
+            record.msg, record.args = words, ()
+        return True
 
 
 def _escaped(logger: Any, method: str, event: EventDict) -> EventDict:  # noqa: ARG001

@@ -1,12 +1,15 @@
-"""What the log says of tasks that a deployment interrupts."""
+"""What the log says of tasks that a deployment interrupts, or an outage."""
 
 import logging
+import time
 from collections.abc import Iterator
 
+import peewee
 import pytest
 from dramatiq.middleware import Shutdown
 
 from mailpoll import logs
+from mailpoll.blobs import StoreUnavailable
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +36,29 @@ def test_only_tasks_that_fail_of_themselves_are_errors(
     said = capsys.readouterr().err
     assert words in said
     assert silent not in said
+
+
+def fail(error: Exception, times: int) -> None:
+    for _ in range(times):
+        try:
+            raise error
+        except Exception:
+            logging.getLogger("tasks").exception("Failed to process message %s.", "poll(1)")
+
+
+@pytest.mark.parametrize("error", [peewee.OperationalError("gone"), StoreUnavailable("away")])
+def test_an_outage_is_told_once_a_second_however_many_tasks_fail_of_it(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs.configure("info", "json")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    fail(error, 1_000)
+    fail(ValueError("a bug"), 3)
+    now += logs.SELDOM
+    fail(error, 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if "a bug" in line]) == 3
+    first, last = (line for line in lines if "a bug" not in line)
+    assert "more errors" not in first
+    assert "poll(1). And 999 more errors of this kind before it." in last
