@@ -3,10 +3,16 @@
 from datetime import timedelta
 from email.message import EmailMessage
 from email.policy import SMTP
+from typing import NoReturn
+
+import pytest
 
 from mailpoll import accounts, actors, database
+from mailpoll.blobs import Storage, StoreUnavailable
 from tests.integration.rows import change_accounts, change_messages
+from tests.integration.scripted import add, polled
 from tests.integration.system import System, message
+from tests.servers.scripted_imap import RESET, Rule, ScriptedImap
 
 URL = "/admin/email-accounts"
 #: 14 November 2023, 22:13:20 UTC, in seconds since 1970.
@@ -109,3 +115,39 @@ def test_a_failed_login_shows_its_reason(system: System, address: str) -> None:
     url = f"{URL}/{account}/stats"
     system.work_until(lambda: system.get(url)["last_error"])
     assert system.get(url)["last_error_kind"] == "auth_failed"
+
+
+NO = {
+    "password": Rule("LOGIN", b"{tag} NO [AUTHENTICATIONFAILED] no\r\n"),
+    "limit": Rule("LOGIN", b"{tag} NO [LIMIT] too many\r\n"),
+    "lost": Rule("LIST", RESET),
+    "store": None,
+}
+
+
+@pytest.mark.parametrize("fault", NO)
+def test_a_poll_that_fails_is_never_shown_as_success(
+    scripted: System, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an account whose mail came in, and new mail
+    with ScriptedImap(messages={1: message("a")}) as server:
+        account = polled(add(server))
+        server.messages[2] = message("b")
+        # When the next poll fails, at whatever it is
+        if (rule := NO[fault]) is not None:
+            server.rules = [rule]
+        else:
+            monkeypatch.setattr(Storage, "put", away)
+        after = polled(account)
+    # Then it says so, and nothing else has changed
+    assert account.last_success_at is not None
+    assert after.last_success_at == account.last_success_at
+    assert (account.last_error, account.failures) == (None, 0)
+    assert after.last_error
+    assert after.failures == 1
+    figures = scripted.get(f"{URL}/{account.uuid}/stats")
+    assert (figures["messages"], figures["last_error"]) == (1, after.last_error)
+
+
+def away(*_: object) -> NoReturn:
+    raise StoreUnavailable("away")
