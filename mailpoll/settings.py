@@ -245,7 +245,7 @@ class Settings(BaseModel):
     push_poll_interval: int = Field(900, alias="MAILPOLL_PUSH_POLL_INTERVAL", ge=60, le=86_400)
     push_renew: int = Field(780, alias="MAILPOLL_PUSH_RENEW", ge=5, le=1_740)
     watcher_connections: int = Field(5_000, alias="MAILPOLL_WATCHER_CONNECTIONS", ge=1)
-    watcher_logins: int = Field(8, alias="MAILPOLL_WATCHER_LOGINS", ge=1, le=100)
+    watcher_logins: int = Field(24, alias="MAILPOLL_WATCHER_LOGINS", ge=1, le=100)
 
     event_days: int = Field(30, alias="MAILPOLL_EVENT_DAYS", ge=1, le=3_650)
     webhook_allowed_networks: Annotated[list[Network], CommaSeparated] = Field(

@@ -36,8 +36,9 @@ from .settings import settings
 
 log = structlog.get_logger()
 
-#: Seconds that a claim holds, and between two times of keeping it.
-CLAIM, KEEP = 40, 10
+#: Seconds that a claim holds, and between two times of keeping it: what a dead watcher had is to be
+#: watched again within a minute, of which the logins take their part.
+CLAIM, KEEP = 20, 5
 #: Accounts claimed at once.
 PAGE = 200
 #: Seconds in which a server must answer to the end of an IDLE.
