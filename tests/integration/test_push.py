@@ -286,6 +286,33 @@ def test_where_notify_is_refused_one_folder_is_idled_and_the_others_keep_their_i
     assert ahead == timedelta(seconds=max(300, interval))
 
 
+def test_an_account_that_is_claimed_again_while_it_is_watched_has_one_connection(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim can lapse between being kept and the look for what nobody watches."""
+    monkeypatch.setattr(watcher, "KEEP", 0.2)
+    keep = EmailAccount.keep_watches
+    lapsed: list[set[int]] = []
+
+    def too_late(name: str, seconds: int) -> set[int]:
+        mine = keep(name, seconds)
+        if mine and len(lapsed) < 2:
+            lapsed.append(mine)
+            moment = database.now() - timedelta(seconds=1)
+            with database.transaction(durable=False):
+                EmailAccount.update(watched_until=moment).execute()
+        return mine
+
+    with ScriptedImap(messages={1: message("a")}, capabilities=b"IMAP4rev1 IDLE") as server:
+        add(server, push=True)
+        with watching() as one:
+            wait_until(lambda: one.watching == 1)
+            monkeypatch.setattr(EmailAccount, "keep_watches", too_late)
+            wait_until(lambda: server.commands.count("IDLE") == 3)
+            wait_until(lambda: (one.watching, server.open) == (1, 1))
+    assert len(lapsed) == 2
+
+
 @pytest.mark.parametrize(("folders", "asked"), [(None, True), (["INBOX"], False)])
 def test_notify_is_not_asked_for_one_folder_so_that_the_server_may_put_the_connection_to_sleep(
     scripted: System, folders: list[str] | None, asked: bool
