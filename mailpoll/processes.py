@@ -85,8 +85,13 @@ def _dramatiq(queues: tuple[str, ...], processes: int, threads: int) -> list[str
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What the child processes get: a small prefetch, so that no worker hoards messages."""
+    """What the child processes get, unless their environment says otherwise.
+
+    A small prefetch, so that no worker hoards messages; and few arenas, as glibc otherwise has 16
+    of them on two cores, each of which keeps what the largest message took there.
+    """
     return {
+        "MALLOC_ARENA_MAX": "2",
         "dramatiq_queue_prefetch": "16",
         "dramatiq_delay_queue_prefetch": "500",
         **environ,

@@ -4,7 +4,7 @@ import getpass
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -67,9 +67,28 @@ def needs_database(command: Callable[..., Any]) -> Callable[..., Any]:
         with reaching_database():
             if migrate.pending():
                 raise Failure("the database is not ready: run `mailpoll migrate` or `mailpoll up`")
+            _tell_webhooks()
             return command(*args, **kwargs)
 
     return wrapper
+
+
+def _tell_webhooks() -> None:
+    """Let the events of this command go out at once, not with the next sweep.
+
+    The actors that do it are loaded when there is an event: most commands need none of them.
+    """
+    from ..models import EmailEvent
+
+    def begin_deliveries() -> None:
+        with suppress(ValueError):  # another thread's commit came first
+            EmailEvent.readers.remove(begin_deliveries)
+        from ..actors import notify  # a reader of its own from now on
+
+        notify.begin_deliveries()
+
+    if not EmailEvent.readers:
+        EmailEvent.readers.append(begin_deliveries)
 
 
 @contextmanager

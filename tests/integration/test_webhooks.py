@@ -2,6 +2,8 @@
 
 import itertools
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -735,3 +737,13 @@ def test_the_console_tests_an_endpoint_lists_its_deliveries_and_sends_again(
         assert receiver.received[-1].json["type"] == "storage.fallback"
         assert len(receiver.received) == 3
         assert "whsec_" in browser.post(f"{page}/do/secret", 200).text
+
+
+def test_a_command_in_a_shell_wakes_the_endpoints_too(system: System, address: str) -> None:
+    system.add_account(address)
+    with Receiver() as receiver:
+        hook(system, receiver)
+        system.broker.flush("webhooks")
+        shell = [sys.executable, "-m", "mailpoll", "accounts", "pause", address]
+        subprocess.run(shell, check=True, capture_output=True)
+        assert [entry.args for entry in entries(system, "webhooks")] == [(row().id,)]
