@@ -229,11 +229,14 @@ class _Postgresql(peewee.PostgresqlDatabase):  # type: ignore[misc]
     """PostgreSQL in which nobody waits for ever, nor is waited for.
 
     The limits are set by a command, as PgBouncer takes no ``options`` when a connection is made.
+    So is the time zone: in another one than UTC the last moments of the year 9999, which any sender
+    can write into a message, cannot be read.
     """
 
     def _connect(self) -> Any:
         connection = super()._connect()
         with connection.cursor() as cursor:
+            cursor.execute("SET TimeZone = 'UTC'")
             for name, milliseconds in LIMITS.items():
                 cursor.execute(f"SET {name} = {milliseconds}")
         return connection

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from mailpoll import runtime
+from mailpoll import database, runtime
 from mailpoll.web.paging import MAX_ID
 from tests.integration.rows import change_messages
 from tests.integration.system import System, message
@@ -181,3 +181,20 @@ def test_only_failed_messages_are_processed_again(system: System, address: str) 
 @pytest.mark.parametrize("number", [1, MAX_ID])
 def test_nothing_can_be_retried_that_is_not_there(embedded: System, number: int) -> None:
     embedded.post(f"/admin/messages/{number}/retry", 404)
+
+
+def test_the_end_of_the_year_9999_is_read_from_a_database_of_another_time_zone(
+    system: System, address: str
+) -> None:
+    if not database.is_sqlite():
+        with database.connected():
+            ((name,),) = database.proxy.execute_sql("SELECT current_database()").fetchall()
+            database.proxy.execute_sql(f"ALTER DATABASE \"{name}\" SET timezone = 'Asia/Tokyo'")
+        database.proxy.close_all()  # a session keeps the zone that it began with
+    system.dovecot.deliver(
+        address, b"Date: Fri, 31 Dec 9999 23:30:00 +0000\r\nSubject: late\r\n\r\nx\r\n"
+    )
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    (item,) = system.messages(account)
+    assert item["date"] == "9999-12-31T23:30:00Z"
