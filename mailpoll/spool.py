@@ -27,9 +27,15 @@ def directory() -> Path:
     oldest = time.time() - STALE
     for entry in path.iterdir():
         with suppress(OSError):  # its owner, or another process, is faster
-            if entry.lstat().st_mtime < oldest:
+            if _touched(entry) < oldest:
                 remove(entry)
     return path
+
+
+def _touched(entry: Path) -> float:
+    """When it, or a file in it, was written to: an upload can take longer than any task may."""
+    within = entry.iterdir() if entry.is_dir() and not entry.is_symlink() else ()
+    return max(one.lstat().st_mtime for one in (entry, *within))
 
 
 def new_file(account_uuid: str) -> Path:

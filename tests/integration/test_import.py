@@ -243,6 +243,20 @@ def test_what_is_no_mail_is_refused(
     assert list(spool.directory().iterdir()) == []
 
 
+def test_an_upload_that_takes_hours_is_not_taken_for_what_a_killed_process_left(
+    embedded: System,
+) -> None:
+    with spool.new_directory("some-account") as name:
+        path = Path(name) / "upload"
+        path.write_bytes(b"it began long ago")
+        os.utime(name, (0, 0))
+        spool.directory()
+        assert path.exists()
+        os.utime(path, (0, 0))
+        spool.directory()
+        assert not Path(name).exists()
+
+
 def test_an_empty_body_and_wrong_fields_are_named(embedded: System, address: str) -> None:
     account = add_archive(embedded, address)
     assert upload(embedded, account, b"", 422)["errors"][0]["field"] == "body"
