@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 import secrets
+import ssl
 import stat
 import sys
 import tempfile
@@ -425,8 +426,12 @@ class Settings(BaseModel):
     @field_validator("imap_ca_file")
     @classmethod
     def _file(cls, value: Path | None) -> Path | None:
-        if value and not value.is_file():
-            raise ValueError("should be a readable file of CA certificates in PEM form")
+        if value:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
+            except OSError:  # as all errors of ssl are
+                words = "should be a readable file of CA certificates in PEM form"
+                raise ValueError(words) from None
         return value
 
     @property

@@ -223,6 +223,9 @@ def check_url(url: str) -> None:
         usable = False
     if not usable:
         raise EndpointError("url", "should be an https:// address")
+    if not url.isascii():
+        words = "should be ASCII: the host as xn--…, other characters as %C3%BC"
+        raise EndpointError("url", words)
     if parts.username or parts.password:
         raise EndpointError("url", "should hold no password: requests are signed")
     if parts.scheme == "http" and not settings().webhook_allowed_networks:

@@ -154,7 +154,7 @@ def to_file(
     target: Path,
     progress: Progress = _silent,
 ) -> Written:
-    """Write an archive to a file, which is there whole or not at all.
+    """Write an archive to a file, which is there whole, or as it was before.
 
     The manifest of an mbox is written beside it, as ``<target>.manifest.jsonl``.
 
@@ -165,6 +165,7 @@ def to_file(
     written = Written()
     temporary = target.with_name(f"{target.name}.part")
     beside = target.with_name(f"{target.name}.manifest.jsonl")
+    lines_temporary = beside.with_name(f"{beside.name}.part")
     archive = FORMATS[name]()
     try:
         with temporary.open("wb") as file, ExitStack() as stack:
@@ -172,16 +173,18 @@ def to_file(
             if archive.has_manifest:
                 source = stream(name, account_uuid, entries, written)
             else:
-                lines = stack.enter_context(beside.open("wb"))
+                lines = stack.enter_context(lines_temporary.open("wb"))
+                lines_temporary.chmod(0o600)
                 source = _with_manifest(archive, account_uuid, entries, written, lines)
             for piece in source:
                 file.write(piece)
                 progress(written)
+        if not archive.has_manifest:
+            lines_temporary.rename(beside)
         temporary.rename(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
-        if not archive.has_manifest:
-            beside.unlink(missing_ok=True)
+        lines_temporary.unlink(missing_ok=True)
         raise
     return written
 

@@ -18,8 +18,13 @@ Deed = Callable[["EmailAccount"], dict[str, Any]]
 
 def _to_each(names: tuple[str, ...], as_json: bool, deed: Deed) -> None:
     """All are looked up first: a name that nobody has leaves the others as they are."""
+    from ..logins import AccountError
+
     for row in [find_account(name) for name in names]:
-        done = deed(row)
+        try:
+            done = deed(row)
+        except AccountError as error:
+            raise Failure(f"{row.address}: {error}") from None
         if as_json:
             show_json({"id": row.uuid, "address": row.address, **done})
         else:
@@ -39,6 +44,13 @@ def _command(name: str) -> Callable[[Callable[..., None]], click.Command]:
         return command
 
     return declare
+
+
+def _need_active(row: "EmailAccount") -> None:
+    from ..models import AccountState
+
+    if row.state != AccountState.ACTIVE:
+        raise Failure(f"{row.address} is {row.state}: resume it first")
 
 
 @_command("pause")
@@ -71,6 +83,7 @@ def poll(names: tuple[str, ...], as_json: bool) -> None:
     from .. import accounts as service
 
     def deed(row: "EmailAccount") -> dict[str, Any]:
+        _need_active(row)
         service.expect_poll(row)
         enqueue_poll(row.id)
         return {"poll": "enqueued"}
@@ -84,6 +97,7 @@ def reconcile(names: tuple[str, ...], as_json: bool) -> None:
     from .. import accounts as service
 
     def deed(row: "EmailAccount") -> dict[str, Any]:
+        _need_active(row)
         service.expect_reconcile(row)
         enqueue_poll(row.id)
         return {"poll": "enqueued"}

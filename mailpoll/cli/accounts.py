@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,7 +103,7 @@ def _since(since: datetime | None, new_only: bool) -> datetime | None:
 
     if new_only:
         return database.now()
-    return since.astimezone() if since else None
+    return since.replace(tzinfo=UTC) if since else None
 
 
 @accounts.command("import")
@@ -181,7 +181,9 @@ def list_accounts(state: str | None, address: str | None, limit: int | None, as_
     from ..models import EmailAccount
 
     rows = EmailAccount.visible().order_by(EmailAccount.id).limit(limit)
-    if state:
+    if state == "archive":
+        rows = rows.where(EmailAccount.host == "")
+    elif state:
         rows = rows.where(EmailAccount.state == state)
     if address:
         rows = rows.where(EmailAccount.address.contains(address))

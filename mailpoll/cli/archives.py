@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def export_account(
     if query is not None:
         parsed(query)
     row = find_account(account)
-    times = (since and since.astimezone(), until and until.astimezone())
+    times = (since and since.replace(tzinfo=UTC), until and until.replace(tzinfo=UTC))
     chosen = Selection(folder, *times, last_id=selection.newest_id(row), query=query)
     total = selection.number(row, chosen)
     audit.record("account.export", "account", row.uuid)

@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -144,7 +144,7 @@ def create_key(name: str, scope: str, expires: datetime | None, as_json: bool) -
 
     try:
         given: dict[str, Any] = {"name": name, "scope": scope}
-        new = NewApiKey(**given, expires_at=expires and expires.astimezone())
+        new = NewApiKey(**given, expires_at=expires and expires.replace(tzinfo=UTC))
         key, token = service.create(new.name, Scope(new.scope), new.expires_at)
     except ValidationError as error:
         raise refused(error) from None

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def show_audit(limit: int, as_json: bool, since: datetime | None, **filters: Any
     """Show who did what, newest first."""
     from .. import audit
 
-    rows = audit.find(limit, since=since and since.astimezone(), **filters)
+    rows = audit.find(limit, since=since and since.replace(tzinfo=UTC), **filters)
     names = ("at", "who", "action", "kind", "target", "request_id", "client")
     if as_json:
         for row in rows:

@@ -1,6 +1,7 @@
 """Files of accounts: CSV whose first line names the columns, as spreadsheets write it."""
 
 import csv
+import io
 from typing import Any
 
 #: What columns may be called: fields of a new account.
@@ -36,10 +37,13 @@ def accounts_of(text: str) -> list[dict[str, Any]]:
     Raises:
       ValueError: it is no such file, or has no account; says why.
     """
-    lines = text.removeprefix("\ufeff").replace("\0", "").strip().splitlines()
-    if not lines:
+    text = text.removeprefix("\ufeff").replace("\0", "").lstrip()
+    if not text:
         raise ValueError("The file is empty.")
-    semicolons = lines[0].count(";") > lines[0].count(",")
+    first = text.partition("\n")[0]
+    semicolons = first.count(";") > first.count(",")
+    # Not cut into lines before: a cell may hold line ends, and a password what looks like one.
+    lines = io.StringIO(text, newline="")
     reader = csv.DictReader(lines, delimiter=";" if semicolons else ",", restval="")
     names = [(name or "").strip().lower() for name in reader.fieldnames or ()]
     unknown = [name for name in names if name not in COLUMNS]

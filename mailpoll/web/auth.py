@@ -125,6 +125,7 @@ class Authentication:
         if given.by_itself and req.method in UNSAFE and not _same_origin(req):
             raise falcon.HTTPForbidden(description="the request comes from another site")
         req.context.caller, req.context.token = caller, given.token
+        req.context.still_valid = lambda: self._caller(given.token) is not None
         audit.act_as(audit.Origin(caller.name, request_id, client))
 
     def process_resource(

@@ -1,7 +1,8 @@
 """``/admin/events``: what happened, as pages, by long polling, or as a stream."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import falcon
@@ -17,6 +18,8 @@ from .documents import EVENTS, route, send
 STREAM = 600
 #: Seconds between two signs of life of a stream without news.
 PULSE = 15
+#: Seconds after which a stream asks again whether its reader's key still holds.
+CHECK = 5.0
 
 
 class Waiting:
@@ -103,7 +106,8 @@ class EventStream:
         self._waiting.enter()
         resp.content_type = "text/event-stream"
         resp.set_header("X-Accel-Buffering", "no")
-        resp.stream = _Stream(self._waiting, after, query.kinds, account_id)
+        found = events.follow(after, STREAM, query.kinds, account_id, PULSE)
+        resp.stream = _Stream(self._waiting, found, req.context.still_valid)
 
 
 def _last_event_id(req: falcon.Request, after: int) -> int:
@@ -120,14 +124,23 @@ class _Stream:
     """The body of a stream; gunicorn closes it when its reader is gone."""
 
     def __init__(
-        self, waiting: Waiting, after: int, types: list[str] | None, account_id: int | None
+        self,
+        waiting: Waiting,
+        found: Iterator[events.Event | None],
+        still_valid: Callable[[], bool],
     ) -> None:
         self._waiting: Waiting | None = waiting
-        self._events = events.follow(after, STREAM, types, account_id, PULSE)
+        self._events = found
+        self._still_valid = still_valid
 
     def __iter__(self) -> Iterator[bytes]:
         yield b": mailpoll\n\n"
+        checked = time.monotonic()
         for event in self._events:
+            if time.monotonic() - checked >= CHECK:
+                if not self._still_valid():
+                    return
+                checked = time.monotonic()
             if event is None:
                 yield b": nothing new\n\n"
             else:

@@ -56,6 +56,7 @@ Days = Annotated[int, Field(ge=0, le=36_500, strict=True)]
 Reason = Annotated[
     str, StringConstraints(min_length=1, max_length=1_000, pattern=r"^[^\x00-\x1f\x7f]+$")
 ]
+Description = Annotated[str, StringConstraints(max_length=320, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Interval = Annotated[int, Field(ge=5, le=86_400, strict=True)]
 FolderName = Annotated[
     str, StringConstraints(min_length=1, max_length=1_000, pattern=r"^[^\x00-\x1f\x7f]+$")
@@ -282,7 +283,8 @@ class AccountPage(Page):
 
 
 class AccountQuery(Request):
-    cursor: str | None = Field(None, max_length=200)
+    # That of a list by address holds one, of up to 320 characters.
+    cursor: str | None = Field(None, max_length=2_000)
     limit: int = Field(50, ge=1, le=MAX_PAGE)
     state: State | None = None
     address: Filter | None = Field(None, description="Part of the address")
@@ -871,7 +873,7 @@ class NewWebhook(Request):
     """A program to be told of events, in order, each until it has taken it."""
 
     url: Secret = Field(examples=["https://example.org/mail"])
-    description: Annotated[str, StringConstraints(max_length=320)] = ""
+    description: Description = ""
     types: list[EventType] | None = Field(None, description="null: all", min_length=1)
     accounts: Annotated[list[UUID], Field(min_length=1, max_length=10_000)] | None = Field(
         None, description="null: all"
@@ -892,8 +894,8 @@ class WebhookChange(Request):
     """Only the fields that are given change."""
 
     url: Secret | None = None
-    description: Annotated[str, StringConstraints(max_length=320)] | None = None
-    types: list[EventType] | None = None
+    description: Description | None = None
+    types: Annotated[list[EventType], Field(min_length=1)] | None = None
     accounts: Annotated[list[UUID], Field(min_length=1, max_length=10_000)] | None = None
     imports: Annotated[bool, Field(strict=True)] | None = None
     payload: Payload | None = None

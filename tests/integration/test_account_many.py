@@ -51,6 +51,12 @@ def test_a_list_is_sorted_page_by_page(
     assert values == sorted(values, reverse=descending)
 
 
+def test_long_addresses_have_pages_too(system: System) -> None:
+    domain = ".".join(("d" * 60, "e" * 60, "f" * 60, "example.org"))
+    ids = [system.add_account(f"{'a' * 60}{n}@{domain}", test=False) for n in range(5)]
+    assert [one["id"] for one in pages(system, sort="address")] == ids
+
+
 @pytest.mark.parametrize("sort", ["address", "next_poll", "failures"])
 def test_the_cursor_of_another_list_is_refused(system: System, address: str, sort: str) -> None:
     add_many(system, address, 2)

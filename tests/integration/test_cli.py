@@ -222,6 +222,7 @@ WRONG = [
     ("MAILPOLL_POLL_INTERVAL", "0"),
     ("MAILPOLL_POLL_INTERVAL", "soon"),
     ("MAILPOLL_IMAP_CA_FILE", "/nowhere/ca.pem"),
+    ("MAILPOLL_IMAP_CA_FILE", "/etc/hostname"),
     ("MAILPOLL_IMAP_PORTS", "993,imap"),
     ("MAILPOLL_IMAP_PORTS", "0"),
     ("MAILPOLL_IMAP_PORTS", "993-143"),
@@ -437,6 +438,27 @@ def test_pausing_resuming_polling_and_testing(
         assert embedded.get(url)["state"] == state
     result = run("accounts", "test", account, variables=variables, cwd=tmp_path)
     assert b"INBOX" in result.stdout.splitlines()
+
+
+def test_what_cannot_be_polled_is_said_and_not_enqueued(
+    variables: dict[str, str], account: str, embedded: System, address: str, tmp_path: Path
+) -> None:
+    embedded.post(f"/admin/email-accounts/{account}/pause")
+    archive = f"archive-{address}"
+    embedded.post("/admin/email-accounts", 201, address=archive, archive=True)
+    for verb, name, words in (
+        ("poll", address, b"is paused: resume it first"),
+        ("reconcile", address, b"is paused: resume it first"),
+        ("resume", archive, b"the account has no server"),
+    ):
+        result = run("accounts", verb, name, variables=variables, cwd=tmp_path)
+        assert (result.returncode, result.stdout) == (1, b"")
+        assert words in result.stderr
+        assert b"Traceback" not in result.stderr
+    listed = run(
+        *("accounts", "list", "--state", "archive", "--json"), variables=variables, cwd=tmp_path
+    )
+    assert json.loads(listed.stdout)["address"] == archive
 
 
 def test_several_mailboxes_at_once_or_none(

@@ -686,6 +686,19 @@ def test_all_accounts_of_a_filter_are_paused_and_deleted_after_their_number_is_s
     assert [one["id"] for one in system.get("/admin/email-accounts")["items"]] == [other]
 
 
+def test_accounts_without_a_server_do_not_keep_the_others_from_being_resumed(
+    system: System, address: str
+) -> None:
+    browser = Browser(system)
+    system.post("/admin/email-accounts", 201, address=f"archive-{address}", archive=True)
+    ids = [system.add_account(f"{number}{address}", test=False) for number in range(2)]
+    browser.post("/accounts/bulk", action="pause", id=ids)
+    page = browser.post("/accounts/bulk", 200, all="yes", action="resume", state="paused").text
+    fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', page))
+    browser.post("/accounts/bulk", **fields)
+    assert system.get("/admin/stats")["accounts"]["active"] == 2
+
+
 def test_accounts_come_from_a_file_after_a_look_at_it(system: System, address: str) -> None:
     browser = Browser(system)
     system.add_account(address, test=False)

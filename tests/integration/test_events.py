@@ -473,7 +473,7 @@ def _stream(after: int) -> Any:
 
     waiting = Waiting(2)
     waiting.enter()
-    return _Stream(waiting, after, None, None)
+    return _Stream(waiting, events.follow(after, 60), lambda: True)
 
 
 def test_events_of_a_deleted_account_go_with_it(system: System, address: str) -> None:

@@ -5,8 +5,9 @@ import json
 import mailbox
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -469,6 +470,38 @@ def filled(embedded: System, address: str, tmp_path: Path) -> str:
     account = add_archive(embedded, address)
     fill(embedded, tmp_path, account, NASTY, folder="Sent")
     return account
+
+
+def test_an_export_that_fails_leaves_the_one_before_with_its_manifest(
+    embedded: System, tmp_path: Path, filled: str
+) -> None:
+    target, row = tmp_path / "mail.mbox", account_row(filled)
+    entries = list(selection.entries(row, Selection(last_id=selection.newest_id(row))))
+    writing.to_file("mbox", filled, entries, target)
+    before = {path: path.read_bytes() for path in tmp_path.glob("mail.mbox*")}
+    assert len(before) == 2
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in before)
+
+    def until_the_store_is_away() -> Iterator[selection.Entry]:
+        yield entries[0]
+        raise StoreUnavailable("away")
+
+    with pytest.raises(StoreUnavailable):
+        writing.to_file("mbox", filled, until_the_store_is_away(), target)
+    assert {path: path.read_bytes() for path in tmp_path.glob("mail.mbox*")} == before
+
+
+def test_days_begin_at_midnight_utc_wherever_the_command_runs(
+    embedded: System, address: str, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    embedded.dovecot.deliver(
+        address, message("x"), received_at=datetime(2026, 2, 1, 3, tzinfo=UTC).timestamp()
+    )
+    embedded.poll_and_process(embedded.add_account(address))
+    target = str(tmp_path / "day.mbox")
+    day = ("--output", target, "--since", "2026-02-01", "--until", "2026-02-02")
+    code, told = export({**variables, "TZ": "America/Los_Angeles"}, tmp_path, address, *day)
+    assert (code, told["messages"]) == (0, 1)
 
 
 def test_the_command_writes_a_directory_and_goes_on_with_it(

@@ -712,6 +712,13 @@ def test_a_webhook_is_listed_changed_and_removed(system: System) -> None:
         assert receiver.received == []
         assert system.get(path)["behind"] == 1
         assert system.api.simulate_patch(path, json={"url": None}).status_code == 422
+        for refused in (
+            {"url": "https://example.org/gr\u00fc\u00dfe"},
+            {"types": []},
+            {"description": "a\0b"},
+        ):
+            answer = system.api.simulate_patch(path, json=refused)
+            assert (answer.status_code, answer.json["errors"][0]["field"]) == (422, *refused)
         assert system.api.simulate_delete(path).status_code == 204
         assert system.api.simulate_get(path).status_code == 404
         wait_until(lambda: system.get("/admin/webhooks")["items"] == [])

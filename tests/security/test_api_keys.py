@@ -17,10 +17,19 @@ import falcon.testing
 import pytest
 import urllib3
 
-from mailpoll import api_keys, database
-from mailpoll.models import TABLES, AccountState, ApiKey, AuditEvent, Scope
+from mailpoll import api_keys, database, events
+from mailpoll.models import (
+    TABLES,
+    AccountState,
+    ApiKey,
+    AuditEvent,
+    EmailEvent,
+    EventType,
+    Scope,
+)
 from mailpoll.settings import settings
 from mailpoll.web import auth, sessions
+from mailpoll.web import events as web_events
 from mailpoll.web.app import create_app
 from tests.integration.conftest import _embedded, run_system
 from tests.integration.rows import change_accounts
@@ -81,6 +90,27 @@ def test_its_token_is_shown_once(system: System) -> None:
     again = [system.get(KEYS)["items"], system.get(f"{KEYS}/{key['id']}")]
     assert key["token"] not in repr(again)
     assert "sha256" not in repr(again)
+
+
+def test_a_stream_of_events_ends_when_its_readers_key_is_revoked(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S45: whoever had opened it before would read on for ten minutes."""
+    key = new_key(system)
+    for _ in range(2):
+        with database.transaction():
+            EmailEvent.add(EventType.STORAGE_FALLBACK)
+    first, second = events.look(0, 10, 0)[0]
+
+    def follow(*_: Any) -> Iterator[events.Event]:
+        yield first
+        system.api.simulate_delete(f"{KEYS}/{key['id']}")
+        yield second
+
+    monkeypatch.setattr(events, "follow", follow)
+    monkeypatch.setattr(web_events, "CHECK", 0)
+    told = client_of(system, key["token"]).simulate_get("/admin/events/stream").text
+    assert ("id: 1\n" in told, "id: 2\n" in told) == (True, False)
 
 
 def test_a_revoked_key_opens_nothing_and_stays_in_the_list(system: System) -> None:

@@ -142,14 +142,17 @@ def _uuid(text: str) -> UUID:
 
 
 def _done(api: Api, action: str, account: UUID) -> bool:
-    """Whether it worked: not if it is gone, paused and should be polled, or held and deleted."""
+    """Whether it worked: not if it is gone, paused and should be polled, or held and deleted.
+
+    Nor if it has no server, and should be polled again.
+    """
     try:
         if action == "delete":
             api.delete(f"{BASE}/{account}")
         else:
             api.post(f"{BASE}/{account}/{action}")
     except Refused as error:
-        if error.status in (404, 409):
+        if error.status in (404, 409, 422):
             return False
         raise
     return True
