@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,9 +37,10 @@ from .settings import settings
 
 log = structlog.get_logger()
 
-#: Seconds that a claim holds, and between two times of keeping it: what a dead watcher had is to be
-#: watched again within a minute, of which the logins take their part.
-CLAIM, KEEP = 20, 5
+#: Seconds that a claim holds, between two times of keeping it, and between two looks for what
+#: nobody has: what a dead watcher had is to be watched again within a minute, of which logins take
+#: a part. To keep claims writes a row for each, to look writes none.
+CLAIM, KEEP, LOOK = 30, 10, 2
 #: Accounts claimed at once.
 PAGE = 200
 #: Seconds in which a server must answer to the end of an IDLE.
@@ -120,7 +122,7 @@ class Watcher:
         self._limits = RateLimit(redis_client(self._settings))
         self._logins = ThreadPoolExecutor(self._settings.watcher_logins, "login")
         self._stopping = False
-        self._kept_at = 0.0
+        self._kept_at = self._looked_at = 0.0
 
     @property
     def watching(self) -> int:
@@ -148,9 +150,12 @@ class Watcher:
         now = time.monotonic()
         if now - self._kept_at >= KEEP:
             self._kept_at = now
-            self._keep_and_claim()
-        next_at = self._appointments[0].moment if self._appointments else now + KEEP
-        wait = max(0.0, min(next_at, self._kept_at + KEEP) - now)
+            self._with_database(self._keep)
+        if now - self._looked_at >= LOOK:
+            self._looked_at = now
+            self._with_database(self._claim)
+        next_at = self._appointments[0].moment if self._appointments else now + LOOK
+        wait = max(0.0, min(next_at, self._kept_at + KEEP, self._looked_at + LOOK) - now)
         if self._news:
             wait = min(wait, QUIET)
         for key, _ in self._selector.select(wait):
@@ -165,26 +170,33 @@ class Watcher:
 
     # Claims
 
-    def _keep_and_claim(self) -> None:
-        """Keep what is ours, let go of what is not, and take more while there is room.
+    def _with_database(self, work: Callable[[], None]) -> None:
+        """While the database is away nothing is let go.
 
-        While the database is away nothing is let go: the claims have lapsed for others only when
-        their own time is over, and a poll too many does no harm.
+        The claims have lapsed for others only when their own time is over, and a poll too many does
+        no harm.
         """
         try:
-            mine = EmailAccount.keep_watches(self.name, CLAIM)
-            for account_id in self._accounts.keys() - mine:
-                self._drop(self._accounts.pop(account_id))
-            room = self._settings.watcher_connections - len(self._accounts)
-            while room > 0:
-                claimed = EmailAccount.claim_watches(self.name, CLAIM, min(room, PAGE))
-                for account in claimed:
-                    self._begin(account)
-                room -= len(claimed)
-                if len(claimed) < PAGE:
-                    return
+            work()
         except Exception as error:
             log.warning("watcher cannot keep its claims", error=type(error).__name__)
+
+    def _keep(self) -> None:
+        """Keep what is ours, and let go of what is not."""
+        mine = EmailAccount.keep_watches(self.name, CLAIM)
+        for account_id in self._accounts.keys() - mine:
+            self._drop(self._accounts.pop(account_id))
+
+    def _claim(self) -> None:
+        """Take more while there is room."""
+        room = self._settings.watcher_connections - len(self._accounts)
+        while room > 0:
+            claimed = EmailAccount.claim_watches(self.name, CLAIM, min(room, PAGE))
+            for account in claimed:
+                self._begin(account)
+            room -= len(claimed)
+            if len(claimed) < PAGE:
+                return
 
     def _begin(self, account: EmailAccount) -> None:
         watched = Watched(account.id, account.uuid)

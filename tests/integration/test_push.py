@@ -120,6 +120,7 @@ def test_an_account_that_is_paused_deleted_or_wants_no_push_is_let_go(
     system: System, address: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher, "KEEP", 0.2)
+    monkeypatch.setattr(watcher, "LOOK", 0.2)
     account = imported(system, address)
     with watching() as one:
         wait_until(lambda: one.watching == 1)
@@ -139,6 +140,7 @@ def test_two_watchers_share_accounts_and_each_has_its_own(
 ) -> None:
     monkeypatch.setattr(watcher, "PAGE", 2)
     monkeypatch.setattr(watcher, "KEEP", 0.2)
+    monkeypatch.setattr(watcher, "LOOK", 0.2)
     ids = [imported(system, f"{n}-{address}") for n in range(4)]
     limit = {"watcher_connections": 2}
     with watching() as first, watching() as second:
@@ -154,6 +156,7 @@ def test_accounts_of_a_watcher_that_was_killed_are_taken_over_and_nothing_is_mis
     system: System, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher, "KEEP", 0.2)
+    monkeypatch.setattr(watcher, "LOOK", 0.2)
     account = imported(system, address)
     # Given a watcher in a process of its own
     process = subprocess.Popen([sys.executable, "-m", "mailpoll", "watcher"], env=dict(os.environ))
@@ -291,6 +294,7 @@ def test_an_account_that_is_claimed_again_while_it_is_watched_has_one_connection
 ) -> None:
     """Its claim can lapse between being kept and the look for what nobody watches."""
     monkeypatch.setattr(watcher, "KEEP", 0.2)
+    monkeypatch.setattr(watcher, "LOOK", 0.2)
     keep = EmailAccount.keep_watches
     lapsed: list[set[int]] = []
 
@@ -347,6 +351,7 @@ def test_an_account_that_moves_to_another_server_is_watched_there(
     scripted: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher, "KEEP", 0.2)
+    monkeypatch.setattr(watcher, "LOOK", 0.2)
     with (
         ScriptedImap(capabilities=b"IMAP4rev1 IDLE") as old,
         ScriptedImap(capabilities=b"IMAP4rev1 IDLE") as new,
