@@ -44,7 +44,7 @@ def accounts() -> None:
 @click.option("--interval", "poll_interval", type=int, help="seconds between polls")
 @click.option("--interval-max", "poll_interval_max", type=int, help="by the mailbox's rhythm up to")
 @click.option(
-    "--since", "import_since", type=click.DateTime(["%Y-%m-%d"]), help="import from then on"
+    "--since", "import_since", type=click.DateTime(["%Y-%m-%d"]), help="import from then on (UTC)"
 )
 @click.option("--push", is_flag=True, help="keep a connection open that tells of new mail")
 @click.option("--sync-flags", is_flag=True, help="follow flags, moves and removals")

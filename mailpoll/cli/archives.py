@@ -31,8 +31,8 @@ from .search import parsed
     help="a file; for maildir a directory, or a file that ends in .tar",
 )
 @click.option("--folder", help="only of the folder of this name")
-@click.option("--since", type=click.DateTime(["%Y-%m-%d"]), help="arrived then or later")
-@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="arrived before")
+@click.option("--since", type=click.DateTime(["%Y-%m-%d"]), help="arrived then or later (UTC)")
+@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="arrived before (UTC)")
 @click.option("--query", help="only what this search finds, newest first")
 @click.option("--json", "as_json", is_flag=True)
 @failing_with_2

@@ -131,7 +131,11 @@ def api_keys() -> None:
 @api_keys.command("create")
 @click.argument("name")
 @click.option("--scope", type=click.Choice(["read", "operate", "admin"]), required=True)
-@click.option("--expires", type=click.DateTime(["%Y-%m-%d"]), help="default: never")
+@click.option(
+    "--expires",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="it opens nothing from then on (UTC); default: never",
+)
 @click.option("--json", "as_json", is_flag=True)
 @needs_database
 def create_key(name: str, scope: str, expires: datetime | None, as_json: bool) -> None:
