@@ -143,6 +143,10 @@ KEEP = database.Statement("""
     UPDATE email_accounts SET lease_until = ?
     WHERE id = ? AND lease_token = ? AND state <> 'deleting'
 """)
+RENEW = database.Statement("""
+    UPDATE email_accounts SET lease_until = ?
+    WHERE id = ? AND lease_token = ? AND lease_until IS NOT NULL
+""")
 
 LOCK = database.Statement("""
     UPDATE email_accounts SET lease_token = lease_token WHERE id = ? AND state <> 'deleting'
@@ -234,6 +238,8 @@ class EmailAccount(Table):
     retention_expunged_days = IntegerField(null=True)
     #: When retention last went through all its mail; null has it done soon.
     retained_at = TimestampField(null=True)
+    #: How far it has come since, by which policy; null: it begins at the beginning.
+    retention_cursor = JsonField(null=True)
     #: The last message of the account whose index is being made anew; 0: it is not.
     reindexed_to = BigIntegerField(default=0)
     state = CharField(16, default=AccountState.ACTIVE)
@@ -535,6 +541,15 @@ class EmailAccount(Table):
         if not FENCE.run(database.timestamp(until), self.id, self.lease_token).rowcount:
             counters.add("fence_refused")
             raise LeaseLost(f"account {self.uuid}")
+
+    def renew(self, seconds: int) -> bool:
+        """Renew the lease in a transaction; false: it was given back, or is ours no more.
+
+        For a thread beside the one that has it.
+        """
+        until = database.now() + timedelta(seconds=seconds)
+        row = (database.timestamp(until), self.id, self.lease_token)
+        return bool(RENEW.run(*row).rowcount)
 
     def release(self, **outcome: Any) -> bool:
         """End the lease, and write down how the poll went; false if it was ours no more.

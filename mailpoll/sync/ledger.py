@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import structlog
 from peewee import fn
 
-from .. import counters, database, doomed, faults
+from .. import counters, database, doomed, faults, leases
 from ..blobs import (
     BlobCorrupt,
     BlobMissing,
@@ -311,7 +311,8 @@ class Ledger:
         """
         try:
             self._leave_out_buried(batch)
-            put = self.put_blobs(batch.bodies)
+            with leases.kept(self.account, LEASE):
+                put = self.put_blobs(batch.bodies)
             faults.point("blobs-durable")
             with database.transaction():
                 self.account.fence(LEASE)

@@ -2,6 +2,7 @@
 
 import ast
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 import mailpoll
-from mailpoll import accounts, counters, database, faults, turns
+from mailpoll import accounts, counters, database, faults, leases, turns
 from mailpoll.actors.poll import poll
+from mailpoll.blobs import Storage
 from mailpoll.models import TABLES, EmailAccount
-from mailpoll.sync import LEASE
+from mailpoll.sync import LEASE, ledger
 from tests.integration.conftest import SETS, run_system
 from tests.integration.rows import account_row, change_accounts
 from tests.integration.system import System, message
@@ -80,6 +82,43 @@ def test_a_poll_that_stood_still_beyond_its_lease_changes_nothing_any_more(
     assert len(after[0]["EmailLocation"]) == 6
     assert everything() == after[0]
     assert refused() == before + 1
+
+
+def test_a_lease_holds_while_a_slow_store_takes_the_blobs(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "LEASE", 4)
+    monkeypatch.setattr(leases, "LOOK", 0.05)
+    leases._keeper.cache_clear()  # the one that another test has started sleeps for longer
+    system.dovecot.deliver_many(address, [message("large")])
+    account = system.add_account(address, test=False)
+    put = Storage.put
+    others: list[EmailAccount | None] = []
+
+    def dawdles(storage: Storage, blobs: Any) -> Any:
+        for _ in range(12):
+            time.sleep(0.5)
+            others.append(EmailAccount.hold(account_row(account).id, 60))
+        return put(storage, blobs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "put", dawdles)
+        poll(account_row(account).id, None)
+    assert len(others) == 12 and set(others) == {None}
+    row = account_row(account)
+    assert (row.last_error, row.lease_until) == (None, None)
+    assert len(system.messages(account)) == 1
+
+
+def test_a_lease_that_was_given_back_is_not_renewed(system: System, address: str) -> None:
+    held = EmailAccount.hold(account_row(system.add_account(address, test=False)).id, 60)
+    assert held
+    with database.transaction():
+        assert held.renew(60)
+    held.release()
+    with database.transaction():
+        assert not held.renew(60)
+    assert account_row(held.uuid).lease_until is None
 
 
 @pytest.fixture
