@@ -8,13 +8,14 @@ goes on without one), a worker before it puts attachments. No deletion begins wh
 account waits to be processed, so a worker's message is there before whatever it has to see here.
 """
 
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from . import database, faults, runtime
 from .blobs import StoreUnavailable, blob_key
-from .models import EmailAccount
+from .models import EmailAccount, LeaseLost
 
 #: Blobs deleted together.
 PAGE = 200
@@ -88,9 +89,11 @@ def delete_page(account: EmailAccount) -> int | None:
       how many went; ``None`` when there is none to be deleted now.
 
     Raises:
-      LeaseLost: somebody else has the account.
+      LeaseLost: somebody else has the account, or may have it before the blobs are gone: one that
+        is stored again meanwhile must not be deleted.
       StoreUnavailable: the blobs are left, and are found again later.
     """
+    begun = time.monotonic()
     with database.transaction():
         account.keep(LEASE)
         page = [sha256 for (sha256,) in WAITING.run(account.id, account.id, PAGE).fetchall()]
@@ -105,6 +108,8 @@ def delete_page(account: EmailAccount) -> int | None:
     faults.point("blobs-doomed")
     storage = runtime.storage()
     for store_type in storage.stores:
+        if time.monotonic() - begun > LEASE / 2:
+            raise LeaseLost(f"account {account.uuid}: stood still")
         storage.delete([blob_key(account.uuid, one) for one in unnamed], store_type)
     faults.point("retention-blobs-deleted")
     with database.transaction():

@@ -93,7 +93,9 @@ def lift(account: EmailAccount, message: EmailRawMessage | None = None) -> bool:
         lock(account.id)
         lifted = EmailHold.delete().where(_which(account, message)).execute()
         if lifted:
-            EmailAccount.update(retained_at=None).where(EmailAccount.id == account.id).execute()
+            EmailAccount.update(retained_at=None, retention_cursor=None).where(
+                EmailAccount.id == account.id
+            ).execute()
             audit.record(*_audited("unhold", account, message))
     return bool(lifted)
 

@@ -3,14 +3,15 @@
 An account is gone through under its lease, so that no poll runs meanwhile, page by page. One
 transaction deletes a page's rows, keeps every count right, and notes which contents are doomed;
 their blobs go afterwards, if no row names them. Whoever is killed leaves work that is found again.
+Whoever has to let the account's polls pass notes how far it came, and goes on from there.
 """
 
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from peewee import fn
@@ -47,8 +48,8 @@ SLICE, TURN = 50.0, 10.0
 #: Seconds to wait for a poll to end.
 PATIENCE = 5.0
 
-#: Before all mail.
-EARLIEST = database.timestamp(datetime(1, 1, 1, tzinfo=UTC))
+#: Before all mail: a date and an id.
+BEGINNING = (database.timestamp(datetime(1, 1, 1, tzinfo=UTC)), 0)
 
 #: Messages of an account that arrived before a time, oldest first.
 OLD = database.Statement("""
@@ -123,6 +124,14 @@ class Due:
     size: int
 
 
+class Page(NamedTuple):
+    """Messages whose time is over by a rule, or none; ``cursor`` is where the next page begins."""
+
+    rule: Rule
+    ids: list[int]
+    cursor: list[Any]
+
+
 @dataclass(slots=True)
 class Tally:
     """What goes, or went, of an account by each rule, and what a hold keeps.
@@ -163,19 +172,25 @@ class Survey:
             found = EmailFolder.of_account(account.id)
         self._folders = {folder.id: folder for folder in found}
 
-    def pages(self) -> Iterator[tuple[Rule, list[int]]]:
-        """Ids of messages, with why their time is over; held ones are among them."""
-        for ids in self._old():
-            yield Rule.AGE, ids
+    def pages(self, cursor: Sequence[Any] | None = None) -> Iterator[Page]:
+        """What is due, with why; held messages are among it.
+
+        Each page takes about as long as any other, whether it has something or not.
+
+        Parameters:
+          cursor: that of the page to begin behind; ``None``: at the beginning.
+        """
+        begin = list(cursor or [Rule.AGE, None])
+        if begin[0] == Rule.AGE:
+            yield from self._old(begin[1])
         self.tally.unproved = self._unproved()
         if self.tally.unproved is None:
-            for ids in self._expunged():
-                yield Rule.EXPUNGED, ids
+            yield from self._expunged(begin[1:] if begin[0] == Rule.EXPUNGED else [0, None, None])
 
     def due(self) -> Iterator[Due]:
         """What would be deleted now, and counts it. What is held is only counted."""
         whole = policy.held(self.account.id)
-        for rule, ids in self.pages():
+        for rule, ids, _ in self.pages():
             rows = [] if whole else _free(self.account.id, ids)
             with database.connected():
                 kept = len(ids) if whole else len(HELD.run(ids).fetchall())
@@ -195,19 +210,19 @@ class Survey:
             return list(ids)
         return self._gone(ids, cutoff)
 
-    def _old(self) -> Iterator[list[int]]:
+    def _old(self, place: Sequence[Any] | None) -> Iterator[Page]:
+        """What arrived before the policy's time, from behind a place on: (date, id)."""
         cutoff = self.policy.cutoff(Rule.AGE, self._moment)
-        last: tuple[Any, int] = (EARLIEST, 0)
         if cutoff is None:
             return
         end = database.timestamp(cutoff)
         while True:
             with database.connected():
-                page = OLD.run(self.account.id, end, *last, PAGE).fetchall()
-            if not page:
+                found = OLD.run(self.account.id, end, *(place or BEGINNING), PAGE).fetchall()
+            if not found:
                 return
-            yield [row[1] for row in page]
-            last = page[-1]
+            place = _place(found[-1])
+            yield Page(Rule.AGE, [row[1] for row in found], [Rule.AGE, place])
 
     def _unproved(self) -> str | None:
         """Which folder is not known to be complete: what left others may have come up there.
@@ -234,44 +249,60 @@ class Survey:
             return folder.name not in chosen
         return providers.skipped(self.account.host, folder.special_use)
 
-    def _expunged(self) -> Iterator[list[int]]:
+    def _expunged(self, begin: Sequence[Any]) -> Iterator[Page]:
+        """What has left all folders, folder by folder.
+
+        Parameters:
+          begin: a folder's id, and the places there to begin behind: see
+            ``_candidates``.
+        """
         cutoff = self.policy.cutoff(Rule.EXPUNGED, self._moment)
         old = self.policy.cutoff(Rule.AGE, self._moment)
         if cutoff is None:
             return
+        first, left, closed = begin
         seen: set[int] = set()
-        for folder in self._folders.values():
-            for candidates in self._candidates(folder, cutoff):
-                fresh = sorted(set(candidates) - seen)
-                gone = self._gone(fresh, cutoff)
+        for folder_id, folder in sorted(self._folders.items()):
+            if folder_id < first:
+                continue
+            if folder_id > first:
+                left = closed = None
+            for candidates, *places in self._candidates(folder, cutoff, left, closed):
+                gone = self._gone(sorted(set(candidates) - seen), cutoff)
                 seen.update(gone)
                 if old is not None:
                     gone = _younger(gone, old)
-                for start in range(0, len(gone), PAGE):
-                    yield gone[start : start + PAGE]
+                yield Page(Rule.EXPUNGED, gone, [Rule.EXPUNGED, folder_id, *places])
 
-    def _candidates(self, folder: EmailFolder, cutoff: datetime) -> Iterator[list[int]]:
-        """Messages that have left a folder; they may lie in others."""
-        end, last = database.timestamp(cutoff), 0
-        while True:
+    def _candidates(
+        self, folder: EmailFolder, cutoff: datetime, left: int | None, closed: Sequence[Any] | None
+    ) -> Iterator[tuple[list[int], int | None, Sequence[Any] | None]]:
+        """Messages that have left a folder, and may lie in others, with the places they end at.
+
+        Parameters:
+          left: the id of a place; those that were emptied are gone through by it.
+          closed: a place by (date, message id), of those that nobody can look into any more; these
+            are gone through at last.
+        """
+        end = database.timestamp(cutoff)
+        while closed is None:
             with database.connected():
-                page = LEFT.run(folder.id, end, last, PAGE).fetchall()
+                page = LEFT.run(folder.id, end, left or 0, PAGE).fetchall()
             if not page:
                 break
-            yield [message_id for _, message_id in page]
-            last = page[-1][0]
-        closed = folder.gone_at or folder.restarted_at
-        if closed is None or closed >= cutoff:
+            left = page[-1][0]
+            yield [message_id for _, message_id in page], left, None
+        over = folder.gone_at or folder.restarted_at
+        if over is None or over >= cutoff:
             return
-        place: tuple[Any, int] = (EARLIEST, 0)
         numbers = (folder.gone_at is not None, folder.uidvalidity or 0, folder.generation)
         while True:
             with database.connected():
-                page = CLOSED.run(folder.id, *place, *numbers, PAGE).fetchall()
+                page = CLOSED.run(folder.id, *(closed or BEGINNING), *numbers, PAGE).fetchall()
             if not page:
                 return
-            yield [message_id for _, message_id in page]
-            place = page[-1]
+            closed = _place(page[-1])
+            yield [message_id for _, message_id in page], left, closed
 
     def _gone(self, ids: Sequence[int], cutoff: datetime) -> list[int]:
         """Those that have been in no folder of the server since before a time."""
@@ -293,6 +324,11 @@ class Survey:
         if folder.gone_at is not None:
             return folder.gone_at  # type: ignore[no-any-return]
         return None if valid else folder.restarted_at
+
+
+def _place(row: Sequence[Any]) -> list[Any]:
+    """The date and the id of a row, as a cursor holds them."""
+    return [database.timestamp(database.moment(row[0])), row[1]]
 
 
 def _younger(ids: Sequence[int], moment: datetime) -> list[int]:
@@ -328,7 +364,9 @@ class Run:
         self._account = account
         self._until = until
         self._survey = Survey(account, database.now())
+        self._kept = time.monotonic()
         self.tally = self._survey.tally
+        self._cursor = self._begun()
 
     def go(self) -> None:
         """Delete, and note whether nothing is left to do.
@@ -340,7 +378,7 @@ class Run:
         try:
             done = self._remove_rows()
         except PolicyChanged:
-            done = False
+            done, self._cursor = False, None
         self.tally.done = self._remove_blobs() and done
 
     def _remove_rows(self) -> bool:
@@ -348,15 +386,39 @@ class Run:
             counters.add("hold_refusals", label="retention")
             return True
         held = False
-        for rule, ids in self._survey.pages():
+        for rule, ids, cursor in self._survey.pages(self._cursor):
             faults.point("page-found")
-            self._remove_page(rule, ids)
-            held = held or _any_held(ids)
+            if ids:
+                self._remove_page(rule, ids)
+                held = held or _any_held(ids)
+            self._keep_lease()
+            self._cursor = cursor
             if time.monotonic() >= self._until:
                 return False
         if held:
             counters.add("hold_refusals", label="retention")
         return True
+
+    def outcome(self) -> dict[str, Any]:
+        """Columns of the account: that it was gone through, or how far by which policy."""
+        if self.tally.done:
+            return {"retained_at": database.now(), "retention_cursor": None}
+        kept = {"policy": astuple(self._survey.policy), "place": self._cursor}
+        return {"retention_cursor": kept}
+
+    def _begun(self) -> list[Any] | None:
+        """Where a run before, by the same policy, had to let others pass."""
+        cursor = self._account.retention_cursor
+        if cursor and cursor["policy"] == list(astuple(self._survey.policy)):
+            return cursor["place"]  # type: ignore[no-any-return]
+        return None
+
+    def _keep_lease(self) -> None:
+        """Renew the lease while pages have nothing that is to be deleted."""
+        if time.monotonic() - self._kept > LEASE / 4:
+            with database.transaction(durable=False):
+                self._account.keep(LEASE)
+            self._kept = time.monotonic()
 
     def _remove_page(self, rule: Rule, ids: Sequence[int]) -> None:
         with database.transaction():
@@ -518,8 +580,7 @@ def go_through(account_id: int, until: float, patience: float = PATIENCE) -> Tal
     except StoreUnavailable as error:
         log.info("blobs are deleted later", account=account.uuid, reason=str(error))
     finally:
-        columns = {"retained_at": database.now()} if work.tally.done else {}
-        account.release(queued_until=None, **columns)
+        account.release(queued_until=None, **work.outcome())
     if work.tally.messages:
         amounts = {str(rule): count for rule, count in work.tally.messages.items()}
         log.info("mail deleted", account=account.uuid, blobs=work.tally.blobs, **amounts)

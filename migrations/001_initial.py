@@ -48,6 +48,7 @@ CREATE TABLE email_accounts (
     retention_days INTEGER,
     retention_expunged_days INTEGER,
     retained_at {time},
+    retention_cursor {json},
     reindexed_to BIGINT NOT NULL DEFAULT 0,
     state VARCHAR(16) NOT NULL,
     lease_token BIGINT NOT NULL DEFAULT 0,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peewee
@@ -969,3 +970,120 @@ def test_a_poll_stores_nothing_on_a_blob_that_is_being_deleted(
         compared(account_row(account.uuid))
     assert subjects() == ["number 1", "number 2"]
     assert_clean(scripted, account.uuid)
+
+
+def test_a_deletion_that_stood_still_does_not_delete_what_was_stored_again(
+    system: System, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(mixed, system, retention_days=30)
+    stood: list[str] = []
+
+    def stands_still(point: str) -> None:
+        if point == "blobs-doomed" and not stood:
+            stood.append(point)
+            # Its lease is over, another one ends the deletion, and the mail comes back
+            change_accounts(lease_until=None)
+            run_actor()
+            imported(system, mixed, tmp_path / "alone.eml", letter("alone"))
+            work()
+            clock.monotonic = lambda: time.monotonic() + 61
+
+    clock = SimpleNamespace(monotonic=time.monotonic)
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "point", stands_still)
+        patch.setattr(doomed, "time", clock)
+        run_actor()
+    assert stood
+    assert subjects() == ["0 days", "10 days", "alone"]
+    assert [one.as_line() for one in fsck.check(account_row(mixed), Tally(), offline=True)] == []
+
+
+def moved_mail(server: ScriptedImap, count: int) -> EmailAccount:
+    """An account whose mail was moved to another folder, but for the last one, which has left."""
+    server.folders[b"Archive"] = Mailbox({})
+    account = polled(add(server, retention_expunged_days=7))
+    work()
+    for uid in range(1, count):
+        server.folders[b"Archive"].messages[uid] = server.messages.pop(uid)
+    del server.messages[count]
+    account = compared(account)
+    expunged(8)
+    return account
+
+
+def test_mail_that_is_not_due_does_not_hold_up_polls(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "PAGE", 1)
+    with ScriptedImap(messages={n: letter(f"number {n}") for n in range(1, 5)}) as server:
+        account = moved_mail(server, 4)
+        # Each turn is over at once, and the next goes on where it ended
+        turns = []
+        while not turns or not turns[-1].done:
+            tally = retention.go_through(account.id, time.monotonic())
+            assert tally and len(turns) < 10
+            turns.append(tally)
+    assert [sum(one.messages.values()) for one in turns] == [0, 0, 0, 1, 0]
+    assert account_row(account.uuid).retention_cursor is None
+    assert subjects() == ["number 1", "number 2", "number 3"]
+
+
+def test_another_policy_begins_at_the_beginning(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "PAGE", 1)
+    with ScriptedImap(messages={n: letter(f"number {n}") for n in range(1, 5)}) as server:
+        account = moved_mail(server, 4)
+        for _ in range(2):
+            retention.go_through(account.id, time.monotonic())
+        assert account_row(account.uuid).retention_cursor
+        # What was passed over is due by now
+        del server.folders[b"Archive"].messages[1]
+        compared(account)
+        expunged(5)
+        keep(account.uuid, scripted, retention_expunged_days=4)
+        run_actor()
+    assert subjects() == ["number 2", "number 3"]
+
+
+def test_a_lease_is_renewed_while_nothing_is_due(
+    scripted: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "PAGE", 1)
+    kept: list[int] = []
+    keeps = EmailAccount.keep
+
+    def renews(account: EmailAccount, seconds: int) -> None:
+        kept.append(seconds)
+        keeps(account, seconds)
+
+    with ScriptedImap(messages={n: letter(f"number {n}") for n in range(1, 4)}) as server:
+        account = moved_mail(server, 3)
+        clock = SimpleNamespace(monotonic=iter(range(0, 100_000, 31)).__next__, sleep=time.sleep)
+        monkeypatch.setattr(EmailAccount, "keep", renews)
+        monkeypatch.setattr(retention, "time", clock)
+        retention.go_through(account.id, float("inf"))
+    assert kept.count(retention.LEASE) >= 2 + 3  # two pages of nothing, then rows and blobs
+    assert subjects() == ["number 1", "number 2"]
+
+
+def test_holds_on_old_mail_do_not_keep_younger_mail(
+    system: System, mixed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "PAGE", 1)
+    with database.connected():
+        old = list(EmailRawMessage.select().order_by(EmailRawMessage.internal_date).limit(2))
+    for row in old:
+        answer = system.api.simulate_put(f"/admin/messages/{row.id}/hold", json={"reason": "7"})
+        assert answer.status_code == 200, answer.text
+    keep(mixed, system, retention_days=5)
+    held = sorted(row.subject for row in old)
+    for _ in range(10):
+        tally = retention.go_through(account_row(mixed).id, time.monotonic())
+        if tally and tally.done:
+            break
+    assert subjects() == sorted([*held, "0 days"])
+    for row in old:
+        assert system.api.simulate_delete(f"/admin/messages/{row.id}/hold").status_code == 204
+    run_actor()
+    assert subjects() == ["0 days"]
