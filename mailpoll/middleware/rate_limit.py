@@ -17,7 +17,12 @@ import structlog
 from dramatiq import Broker, Message, Middleware, Worker
 from dramatiq.middleware import SkipMessage
 
+from .. import database
+
 log = structlog.get_logger()
+
+#: Seconds to wait while the database, which knows the limits, does not answer.
+UNKNOWN = 5.0
 
 #: Milliseconds of waiting that are spread, at most.
 SPREAD = 60_000
@@ -127,10 +132,14 @@ class RateLimit(Middleware):
         try:
             seconds, limits = rules.terms(*message.args)
         except Exception as error:
-            # The database is away, or the message is foreign: the task fails of the same, and what
-            # becomes of it is decided there. Dramatiq would log a critical failure of the process.
+            # Dramatiq would log a critical failure of the process.
             log.warning("no limit was looked up", error=type(error).__name__)
-            return
+            if not (isinstance(error, database.AWAY) and database.is_away(error)):
+                # The message is foreign: its task fails of the same, and what becomes of it is
+                # decided there.
+                return
+            # The database may be back when the task begins, which must not go beyond a limit then.
+            seconds, limits = UNKNOWN, ()
         wait = int(seconds * 1_000)
         if not wait and limits:
             wait = self.take(limits, message.message_id)

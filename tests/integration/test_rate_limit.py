@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dramatiq
+import peewee
 import pytest
 import redis
 from dramatiq import Worker
@@ -235,6 +236,16 @@ def test_without_redis_nothing_is_limited_and_nothing_fails(system: System, tmp_
     limits.before_process_message(system.broker, second)
     for message in (first, second):
         limits.after_process_message(system.broker, message)
+
+
+def test_a_task_whose_limits_are_unknown_waits_for_the_database(system: System) -> None:
+    class Away(One):
+        def terms(self, *_: Any) -> tuple[float, Sequence[Limit]]:
+            raise peewee.OperationalError("server closed the connection unexpectedly")
+
+    message = declare(system.broker, Away()).message(0)
+    with pytest.raises(SkipMessage):
+        system.broker.emit_before("process_message", message)
 
 
 def test_a_message_that_is_put_off_never_runs_over_the_limit(system: System) -> None:
