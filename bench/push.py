@@ -2,7 +2,8 @@
 
 ``python -m bench.push [--accounts 2000] [--rate 5] [--seconds 120] [--rtt 40] [--set embedded]
 [--folders inbox] [--json]``. The watcher is killed at the end, and the time until all is watched
-again is measured.
+again is measured. ``--json`` writes ``docs/performance/push.json``, where rows stay of what was not
+measured.
 """
 
 import argparse
@@ -51,6 +52,7 @@ mail_max_userip_connections = 100
 """
 #: What is watched, by how it is told: the folders of each account.
 FOLDERS = {"all": None, "inbox": ["INBOX"]}
+RESULT = DIRECTORY / "push.json"
 INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
 #: Seconds in which nothing happens but waiting.
 REST = 60
@@ -288,6 +290,15 @@ COLUMNS = {
 }
 
 
+def with_rows_before(table: Table) -> Table:
+    """The table, with the rows of what was not measured now from the result that is kept."""
+    before = Result.load(RESULT).tables[0] if RESULT.exists() else table
+    if before.columns != table.columns:
+        return table
+    rows = {tuple(row[:2]): row for row in (*before.rows, *table.rows)}
+    return Table(table.title, table.columns, [rows[key] for key in sorted(rows)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.push", description=__doc__)
     parser.add_argument("--accounts", type=int, default=2_000)
@@ -320,7 +331,7 @@ def main() -> None:
     ]
     table = Table("Push", ["set", "folders", *COLUMNS.values()], rows)
     if options.json:
-        Result("Push", text, [table], []).save(DIRECTORY / "push.json")
+        Result("Push", text, [with_rows_before(table)], []).save(RESULT)
     print(table.markdown())
 
 
