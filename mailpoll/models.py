@@ -490,10 +490,14 @@ class EmailAccount(Table):
                 .execute()
             )
 
-    def _change(self, columns: dict[str, Any], also: str = "1 = 1") -> bool:
-        """Write columns if the lease is as it was read; also to this instance."""
+    def _change(self, columns: dict[str, Any], also: str = "1 = 1", *values: Any) -> bool:
+        """Write columns if the lease is as it was read; also to this instance.
+
+        Parameters:
+          also: a further condition in SQL, with its values.
+        """
         where = f"id = ? AND lease_token = ? AND {also}"
-        if not database.update(type(self), columns, where, self.id, self.lease_token):
+        if not database.update(type(self), columns, where, self.id, self.lease_token, *values):
             return False
         for name, value in columns.items():
             setattr(self, name, value)
@@ -562,6 +566,13 @@ class EmailAccount(Table):
                 self.announce(outcome)
         return ours
 
+    def poll_by(self, moment: datetime) -> None:
+        """Let it be polled at that time, or sooner where somebody has asked for it."""
+        if moment < self.next_poll_at:
+            with database.transaction(durable=False):
+                sooner = database.timestamp(moment)
+                self._change({"next_poll_at": moment}, "next_poll_at > ?", sooner)
+
     def asked_for(self) -> bool:
         """Whether somebody has made the account due since its poll began."""
         with database.connected():
@@ -610,6 +621,8 @@ class EmailFolder(Table):
     #: Every UID from low to high has a message or a verdict. New mail is above, the import below.
     low = BigIntegerField(null=True)
     high = BigIntegerField(null=True)
+    #: What arrived since is new mail also where the import finds it; null: nothing is.
+    news_since = TimestampField(null=True)
     #: UIDNEXT when the folder was last read to its end; equal means nothing new.
     uidnext = BigIntegerField(null=True)
     #: Messages at the server when last looked.
@@ -1048,11 +1061,14 @@ class EmailHour(Table):
         primary_key = peewee.CompositeKey("hour", "shard")
 
     @classmethod
-    def add(cls, account_id: int, messages: int, *, imported: bool) -> None:
-        """Count messages that are stored now, inside the caller's transaction."""
+    def add(cls, account_id: int, messages: int, imported: int) -> None:
+        """Count messages that are stored now, inside the caller's transaction.
+
+        Parameters:
+          imported: how many of them are no new mail.
+        """
         hour = database.now().replace(minute=0, second=0, microsecond=0)
-        of_import = messages if imported else 0
-        ADD_HOUR.run(database.timestamp(hour), account_id % SHARDS, messages, of_import)
+        ADD_HOUR.run(database.timestamp(hour), account_id % SHARDS, messages, imported)
 
     @classmethod
     def forget(cls, before: datetime) -> int:

@@ -101,6 +101,7 @@ CREATE TABLE email_folders (
     restarted_at {time},
     low BIGINT,
     high BIGINT,
+    news_since {time},
     uidnext BIGINT,
     server_messages BIGINT,
     messages BIGINT NOT NULL DEFAULT 0,

@@ -105,7 +105,8 @@ def poll(account_id: int, due: int | None) -> None:
         columns |= _rhythm(account, outcome)
         if outcome.error and outcome.error.fault in BROKEN:
             # What came in was new: the next poll goes on behind it, without a longer pause.
-            columns |= {"failures": 1, "next_poll_at": account.next_poll_at}
+            columns["failures"] = 1
+            del columns["next_poll_at"]
     except LeaseLost:
         log.info("poll ended: the account was taken, paused or deleted", account=account.uuid)
         return
@@ -250,13 +251,7 @@ def _rhythm(account: EmailAccount, outcome: Outcome) -> dict[str, Any]:
     found = rhythm.updated(account.rhythm, moment, outcome.messages)
     limits = account.poll_interval, account.poll_interval_max
     seconds = rhythm.interval(found, moment, *limits)
-    # What was found shows in the poll after this one; mail that came just now makes it come sooner.
-    soon = account.last_poll_at + timedelta(seconds=seconds)
-    columns: dict[str, Any] = {"rhythm": found, "adapted_interval": seconds}
-    waits = account.watched and account.watch_interval
-    if soon < account.next_poll_at and not waits:
-        columns["next_poll_at"] = soon
-    return columns
+    return {"rhythm": found, "adapted_interval": seconds}
 
 
 def _imported(account: EmailAccount) -> bool:
@@ -334,6 +329,7 @@ def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
     And a poll that was asked for while this one ran, which may have looked too early for it.
     """
     messages: list[Queued] = []
+    _bring_forward(account)
     if account.asked_for():
         messages.append((poll_account.message(account.id), None))
     if outcome.unfinished:
@@ -347,6 +343,13 @@ def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
     except redis.RedisError as error:
         log.warning("not enqueued; the next tick will", error=str(error))
         EmailAccount.mark_unqueued([account.id])
+
+
+def _bring_forward(account: EmailAccount) -> None:
+    """What was found shows in the poll after the next; mail that came just now makes it sooner."""
+    if account.poll_interval_max is not None and account.last_error_kind is None:
+        moment: datetime = account.last_poll_at
+        account.poll_by(moment + timedelta(seconds=account.interval_at(moment)))
 
 
 def _next_before_tick(account_id: int) -> Queued | None:

@@ -146,9 +146,10 @@ CLAIM = database.Statement("""
         sha256, size, storage_type, internal_date, imported
 """)
 
-#: Which of them nobody has finished yet.
+#: Which of them nobody has finished yet, and whether that was done before, and is to be done anew.
 UNFINISHED = database.Statement("""
-    SELECT id FROM email_raw_messages WHERE id IN [] AND status = 'stored' ORDER BY id FOR UPDATE
+    SELECT id, parser IS NOT NULL FROM email_raw_messages
+    WHERE id IN [] AND status = 'stored' ORDER BY id FOR UPDATE
 """)
 
 FINISH = database.Statement("""
@@ -328,14 +329,14 @@ def _finish(parsed: Sequence[Parsed], storage_type: StorageType | None) -> list[
     words = [_words(one) for one in parsed]
     with database.transaction(durable=False):
         rows = UNFINISHED.run([message.id for message, _ in parsed]).fetchall()
-        unfinished = {message_id for (message_id,) in rows}
+        unfinished = {message_id: bool(again) for message_id, again in rows}
         mine = [one for one in parsed if one[0].id in unfinished]
         INSERT_ATTACHMENT.run_many(
             [row for one in mine for row in _attachment_rows(one, str(storage_type))]
         )
         _count_attachments(mine)
         search.add(one for one in words if one.message_id in unfinished)
-        EmailEvent.add_many([_news(message) for message, _ in mine])
+        EmailEvent.add_many([_news(message) for message, _ in mine if not unfinished[message.id]])
         found = _threads(mine)  # late: nobody else can thread the account's messages meanwhile
         FINISH.run_many(
             [(*_fields(content), found[message.id], message.id) for message, content in mine]
@@ -396,7 +397,7 @@ def _threads(messages: Sequence[Parsed]) -> dict[int, int]:
 
 
 def _news(message: Claimed) -> tuple[EventType, int, int, dict[str, bool]]:
-    """A message becomes ``processed`` once, and is announced then, with the same commit."""
+    """A message is announced when it becomes ``processed`` first, with the same commit."""
     data = {"imported": message.imported}
     return EventType.MESSAGE_NEW, message.account_id, message.id, data
 

@@ -235,7 +235,8 @@ class Intake:
             with database.transaction():
                 if not EmailAccount.lock(self._account.id):
                     raise accounts.AccountGone(self._account.uuid)
-                ids, new = self._ledger.insert_messages(bodies, put, True)
+                digests = {body.sha256 for body in bodies}
+                ids, new = self._ledger.insert_messages(bodies, put, digests)
                 places = self._place(batch, ids, new)
                 faults.point("before-commit")
         except accounts.AccountGone:

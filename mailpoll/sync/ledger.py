@@ -135,6 +135,9 @@ FORGET_FAILURES = database.Statement(
     f"DELETE FROM email_fetch_failures WHERE {OF_WINDOW} AND uid IN []"  # noqa: S608
 )
 
+#: A server's clock may be that far behind the database's, when it dates what arrives.
+CLOCKS_APART = timedelta(minutes=10)
+
 #: The counters of a folder of which nothing is stored.
 NOTHING = {"messages": 0, "bytes": 0, "expunged": 0}
 
@@ -237,6 +240,7 @@ class Ledger:
         UIDVALIDITY that comes back finds the places that were written down under it.
         """
         again = folder.high is not None
+        news_since = folder.news_since if again and not folder.imported else self._last_look()
         counters = self._forget(folder, uidvalidity, generation) if again else NOTHING
         moment = database.now()
         recent = folder.restarted_at and moment - folder.restarted_at < timedelta(days=1)
@@ -246,6 +250,7 @@ class Ledger:
             generation=generation,
             high=uidnext - 1,
             low=1 if empty else uidnext,
+            news_since=news_since,
             uidnext=None,
             **counters,
             restarts=(folder.restarts if recent else 0) + 1 if again else 0,
@@ -257,6 +262,13 @@ class Ledger:
             flags_cursor=None,
             flags_checked_at=None,
         )
+
+    def _last_look(self) -> datetime | None:
+        """What arrived since nobody has seen: the account's folders were looked at before."""
+        looked: datetime | None = self.account.last_success_at
+        # A server dates to the second.
+        added: datetime = self.account.created_at.replace(microsecond=0)
+        return max(added, looked - CLOCKS_APART) if looked else None
 
     def _forget(self, folder: EmailFolder, uidvalidity: int, generation: int) -> dict[str, int]:
         """Drop reasons and runs of UIDs that name other mail now.
@@ -305,10 +317,12 @@ class Ledger:
 
         Parameters:
           edge: the side of the folder's window that moves, and where to; empty when none does.
+          imported: they are from below the window: an import, but for what has just arrived.
 
         Returns:
           how many messages were new.
         """
+        old = _imports(folder, batch.bodies) if imported else set()
         try:
             self._leave_out_buried(batch)
             with leases.kept(self.account, LEASE):
@@ -316,7 +330,7 @@ class Ledger:
             faults.point("blobs-durable")
             with database.transaction():
                 self.account.fence(LEASE)
-                ids, new = self.insert_messages(batch.bodies, put, imported)
+                ids, new = self.insert_messages(batch.bodies, put, old)
                 self._insert_locations(folder, batch.bodies, ids, new)
                 self._insert_copies(folder, batch.copies)
                 self._record_failures(folder, batch.failures)
@@ -330,9 +344,15 @@ class Ledger:
                 _discard(body)
         self._renewed = time.monotonic()
         if new:
-            self._announce(new, imported)
+            self._announce_all(new, {ids[sha256] for sha256 in old})
             faults.point("announced")
         return len(new)
+
+    def _announce_all(self, new: Sequence[int], old: Set[int]) -> None:
+        for imported in (False, True):
+            chosen = [one for one in new if (one in old) is imported]
+            if chosen:
+                self._announce(chosen, imported)
 
     def _has_graves(self) -> bool:
         """Whether anything was deleted by its age; that happens only under the account's lease.
@@ -400,9 +420,12 @@ class Ledger:
             return dict(KNOWN.run(self.account.id, digests).fetchall())
 
     def insert_messages(
-        self, bodies: Sequence[Body], put: Put, imported: bool
+        self, bodies: Sequence[Body], put: Put, imported: Set[str]
     ) -> tuple[dict[str, int], list[int]]:
         """Insert what is new and count it by day; tells the ids of all, and of the new ones.
+
+        Parameters:
+          imported: SHA-256 of those that are no new mail.
 
         The fence taken before holds the account's row, so nobody else can insert meanwhile.
 
@@ -427,7 +450,7 @@ class Ledger:
                     blob_key(self.account.uuid, digest),
                     database.timestamp(body.internal_date),
                     stored_at,
-                    imported,
+                    digest in imported,
                     sweep_at,
                     body.email_id,
                 )
@@ -439,7 +462,7 @@ class Ledger:
             days.setdefault(body.internal_date.date().isoformat(), []).append(body.size)
         for day, sizes in sorted(days.items()):
             EmailAccountDay.add(self.account.id, day, messages=len(sizes), bytes=sum(sizes))
-        EmailHour.add(self.account.id, len(fresh), imported=imported)
+        EmailHour.add(self.account.id, len(fresh), len(fresh.keys() & imported))
         new = self.known(list(fresh.values()))
         return known | new, sorted(new.values())
 
@@ -830,3 +853,16 @@ def _next_attempt(moment: datetime, attempts: int) -> datetime:
     """When to try again after so many attempts."""
     pause = min(FETCH_PAUSE * 2 ** min(attempts - 1, 20), FETCH_PAUSE_MAX)
     return moment + timedelta(seconds=pause)
+
+
+def _imports(folder: EmailFolder, bodies: Sequence[Body]) -> set[str]:
+    """Contents from below a folder's window that had arrived before anybody could have seen them.
+
+    The others are new mail: of a folder that was made a moment ago, or that was numbered anew.
+    """
+    since = folder.news_since
+    return {
+        body.sha256
+        for body in bodies
+        if since is None or body.told_date is None or body.told_date < since
+    }

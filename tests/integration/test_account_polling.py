@@ -4,7 +4,10 @@ from uuid import uuid4
 
 import pytest
 
+from mailpoll import database, faults, turns
+from mailpoll.actors.poll import poll
 from mailpoll.models import AccountState
+from tests.integration.queue_entries import polls
 from tests.integration.rows import account_row, change_accounts
 from tests.integration.system import System, message, wait_until
 
@@ -47,6 +50,33 @@ def test_an_account_follows_its_rhythm_between_its_limits(system: System, addres
         row = account_row(account)
         intervals.append((row.next_poll_at - row.last_poll_at).total_seconds())
     assert intervals[2:] == [70, 60]
+
+
+def test_a_poll_that_is_asked_for_during_a_poll_comes_behind_it_whatever_the_rhythm_says(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an account whose busy mailbox brings its next poll forward
+    account = system.add_account(address, poll_interval=60, poll_interval_max=3_600)
+    for _ in range(3):
+        system.poll_and_process(account)
+    system.dovecot.deliver_many(address, [message(f"number {n}") for n in range(200)])
+    asked: list[str] = []
+
+    def asks(point: str) -> None:
+        if point == "committed" and not asked:
+            asked.append(point)
+            # Mail of which the poll has not heard
+            system.dovecot.deliver(address, message("meanwhile"))
+            with turns.waiting():
+                system.post(f"{URL}/{account}/poll", 202)
+
+    monkeypatch.setattr(faults, "point", asks)
+    before = len(polls(system))
+    poll(account_row(account).id, None)
+    row = account_row(account)
+    assert asked and row.adapted_interval < 3_600
+    assert row.next_poll_at <= database.now()
+    assert len(polls(system)) == before + 2  # the one that was asked for, and one behind
 
 
 @pytest.mark.parametrize("state", [AccountState.PAUSED, AccountState.AUTH_FAILED])

@@ -7,16 +7,24 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mailpoll import database, events, replay, runtime
+from mailpoll import database, events, fsck, replay, runtime, stats
 from mailpoll.actors import process
 from mailpoll.actors.process import import_messages, process_message
-from mailpoll.models import EmailAccount, EmailEvent, EmailFolder, EmailRawMessage, EventType
+from mailpoll.models import (
+    EmailAccount,
+    EmailAttachment,
+    EmailEvent,
+    EmailFolder,
+    EmailRawMessage,
+    EventType,
+)
 from tests.integration.conftest import SETS, run_system
 from tests.integration.rows import account_row
 from tests.integration.scripted import add, polled
@@ -64,6 +72,44 @@ def test_each_message_is_announced_once_when_it_is_processed(system: System, add
     assert len(page["items"]) == 6
     assert {event["account_id"] for event in page["items"]} == {account}
     assert [event["data"]["imported"] for event in page["items"]] == [True] * 5 + [False]
+
+
+def imported() -> dict[str, bool]:
+    """Of each message that was announced, by its subject, whether it is said to be old."""
+    with database.connected():
+        subjects = {row.id: row.subject for row in EmailRawMessage.select()}
+    return {subjects[one["message_id"]]: one["data"]["imported"] for one in told("message.new")}
+
+
+def test_what_comes_into_a_folder_that_was_just_made_is_new_and_what_lay_before_is_not(
+    system: System, address: str
+) -> None:
+    # Given an account whose import is over
+    system.dovecot.deliver(address, message("first"))
+    account = system.add_account(address)
+    system.poll_and_process(account)
+    # When a rule sorts mail into a folder of its own, and another folder with an old archive comes
+    system.dovecot.deliver(address, message("order"), folder="Orders")
+    system.dovecot.deliver_many(
+        address, [message("old")], folder="Archive 2025", received_at=time.time() - 40 * 86_400
+    )
+    system.poll_and_process(account)
+    # Then only what has just arrived is new
+    assert imported() == {"first": True, "order": False, "old": True}
+    assert sum(hour["messages"] - hour["imported"] for hour in stats.hours(2)) == 1
+
+
+def test_what_arrives_while_a_server_counts_anew_is_new(scripted: System) -> None:
+    with ScriptedImap(messages={n: message(f"number {n}") for n in (1, 2)}) as server:
+        account = polled(add(server))
+        work()
+        before = told()
+        server.uidvalidity = 9
+        server.messages[3] = message("meanwhile")
+        server.inbox.dates[3] = time.strftime("%d-%b-%Y %H:%M:%S +0000", time.gmtime())
+        reconciled(account)
+    (new,) = told()[len(before) :]
+    assert (new["type"], new["data"]) == ("message.new", {"imported": False})
 
 
 def test_a_message_is_not_new_again_in_a_second_folder(scripted: System) -> None:
@@ -157,6 +203,22 @@ def test_a_crash_before_the_commit_announces_nothing_and_after_it_once(
     monkeypatch.setattr(process, "_count_attachments", real)
     work()
     work()
+    assert len(told("message.new")) == 1
+
+
+def test_what_has_to_be_processed_anew_is_not_announced_again(system: System, address: str) -> None:
+    system.dovecot.deliver(address, WITH_ATTACHMENT)
+    account = account_row(system.add_account(address))
+    polled(account)
+    work()
+    # When the attachment's row is lost, and a check has the message processed once more
+    with database.transaction():
+        EmailAttachment.delete().execute()
+    tally = fsck.Tally()
+    list(fsck.check(account_row(account.uuid), tally, repair=True))
+    work()
+    with database.connected():
+        assert EmailAttachment.select().count() == 1
     assert len(told("message.new")) == 1
 
 
