@@ -3,7 +3,7 @@
 import dramatiq
 from periodiq import cron
 
-from .. import alarms, stats
+from .. import alarms, clocks, stats
 from ..broker import MAINTENANCE
 from ..models import Mark, MarkName
 
@@ -17,6 +17,6 @@ from ..models import Mark, MarkName
 )
 def watch() -> None:
     """Note the tick and how this worker's clock goes, then look for alarms and tell them."""
-    Mark.set(MarkName.TICK)
+    clocks.tick()
     Mark.set(MarkName.CLOCK, int(stats.clock_offset() * 1_000))
     alarms.look(watch.broker)

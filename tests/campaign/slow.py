@@ -863,7 +863,7 @@ def _faked(world: World, role: str, shift: str, file: Path | None = None) -> Non
 
 @fault(
     "F63",
-    "the clock of the poller's host is wrong",
+    "the clock of the poller's host is wrong, and set right",
     variants=(*SHIFTS, "jumping"),
     bound=240,
     **REAL,
@@ -871,10 +871,13 @@ def _faked(world: World, role: str, shift: str, file: Path | None = None) -> Non
 def wrong_clock(world: World, how: str) -> None:
     # What waits until a moment may be told that it is over, or far: a process may end of it.
     world.announced.append(f"Traceback|{AWAY}")
-    world.commands = dict(world.commands)
+    right, world.commands = world.commands, dict(world.commands)
     file = world.directory / "clock"
-    _faked(world, "poller", SHIFTS.get(how, "+0"), file if how == "jumping" else None)
-    posts = [world.account() for _number in range(3)]
+    # SQLite has no clock but its writers', which are all on one host.
+    roles = world.commands if world.backing.name == EMBEDDED else ("poller",)
+    for role in tuple(roles):
+        _faked(world, role, SHIFTS.get(how, "+0"), file if how == "jumping" else None)
+    posts = [world.account(interval=60) for _number in range(3)]
     for post in posts:
         world.deliver(post, 10)
     world.start()
@@ -886,11 +889,9 @@ def wrong_clock(world: World, how: str) -> None:
     else:
         world.run_for(60)
         world.deliver(posts[0], 3)
-        if world.backing.name == EMBEDDED:
-            # SQLite has no clock but its writers': what a wrong one wrote is right for it alone.
-            world.stop()
-            world.commands["poller"] = PROCFILE["poller"]
-            world.start()
+        world.stop()
+        world.commands = right
+        world.start()
     world.healed()
     world.settle(240)
 

@@ -231,11 +231,13 @@ class World:
         *,
         proxy: bool = False,
         round_trip: float = 0.0,
+        interval: int = 5,
         **options: Any,
     ) -> Post:
-        """A new mailbox at a server of its own; a poll every five seconds.
+        """A new mailbox at a server of its own.
 
         Parameters:
+          interval: seconds between its polls.
           round_trip: seconds through the proxy to the server and back.
         """
         self._number += 1
@@ -253,7 +255,7 @@ class World:
             host="127.0.0.1",
             port=port,
             security="plain",
-            poll_interval=5,
+            poll_interval=interval,
             test=False,
         )
         self.uuids[address] = row.uuid

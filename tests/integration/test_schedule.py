@@ -10,7 +10,14 @@ import pytest
 
 from mailpoll import accounts, actors, database, queues
 from mailpoll.actors.poll import poll
-from mailpoll.models import AccountState, EmailAccount, EmailRawMessage
+from mailpoll.models import (
+    AccountState,
+    EmailAccount,
+    EmailHost,
+    EmailRawMessage,
+    Mark,
+    MarkName,
+)
 from mailpoll.sync import LEASE
 from tests.integration.queue_entries import polls
 from tests.integration.rows import account_row
@@ -53,6 +60,37 @@ def reread(account: EmailAccount) -> EmailAccount:
 
 def soon(**span: float) -> Any:
     return database.now() + timedelta(**span)
+
+
+@pytest.mark.parametrize("known", ["by the last tick", "by the last poll"])
+def test_a_clock_that_is_set_back_stops_nobody(system: System, known: str) -> None:
+    # Given what was written by a clock that was a day ahead
+    later = soon(days=1)
+    account = add(system, next_poll_at=soon(days=1, seconds=50), queued_until=soon(days=1))
+    polling = add(
+        system, next_poll_at=soon(days=1, seconds=50), lease_until=soon(days=1, minutes=2)
+    )
+    with database.transaction():
+        EmailHost.create(host="imap.example.org", not_before=soon(days=1, minutes=5), reason="busy")
+    if known == "by the last tick":
+        with database.transaction():
+            Mark.set(MarkName.TICK)
+            Mark.update(at=later).execute()
+    else:
+        change(polling, last_poll_at=later)
+    # When it is set right, and the scheduler ticks
+    actors.watch.fn()
+    # Then everything is due when it would have been
+    for one in (account, polling):
+        assert soon(seconds=30) < reread(one).next_poll_at < soon(seconds=51)
+    assert reread(account).queued_until < soon()
+    assert soon(seconds=90) < reread(polling).lease_until < soon(seconds=121)
+    with database.connected():
+        assert soon(minutes=4) < EmailHost.get().not_before < soon(minutes=5, seconds=1)
+    # And nothing is brought nearer twice
+    before = reread(account).next_poll_at
+    actors.watch.fn()
+    assert reread(account).next_poll_at == before
 
 
 def polled_ids(system: System) -> list[int]:
