@@ -32,6 +32,12 @@ _PLAIN_ENCODINGS = {"", "7bit", "8bit", "binary", "base64", "quoted-printable"}
 _DOUBTFUL = re.compile('=\\?|[\ufffd\x80-\x9f"]')
 
 
+#: Bytes of all lines that may be boundaries: each multipart looks for its own among them.
+MAX_BOUNDARIES = 1024 * 1024
+#: Bytes by which the end of a content is found in the message.
+TAIL = 20
+
+
 class _Doubt(Exception):
     """The answer may not be what the message says."""
 
@@ -58,6 +64,36 @@ class _Reader:
         self.marker = outlined.marker if outlined else ""
         self.cuts = outlined.cuts if outlined else {}
         self.parts = 0
+
+    @cached_property
+    def boundaries(self) -> bytes:
+        """Whatever may be a boundary, a line each; of a reduced message only what is one."""
+        marker = rb"\d+-" + self.marker.encode() if self.marker else b""
+        found = b"\n".join(re.findall(b"--" + marker + rb"[^\r\n]*", self.message))
+        if len(found) > MAX_BOUNDARIES:
+            raise _Doubt
+        return found
+
+    @cached_property
+    def soft_ends(self) -> set[bytes]:
+        """The last bytes of all that ends in what may be a soft line break, before a boundary."""
+        found = set()
+        for end in (b"=\r\n--", b"=\r\n\r\n--"):
+            at = self.message.find(end)
+            while at >= 0:
+                found.add(self._before(at))
+                if len(found) > MAX_PARTS:
+                    raise _Doubt
+                at = self.message.find(end, at + len(end))
+        whole = len(self.message.rstrip(b"\r\n"))
+        if self.message.endswith(b"=", 0, whole):
+            found.add(self._before(whole - 1))
+        return found
+
+    def _before(self, at: int) -> bytes:
+        """The end of the line that a soft line break goes on, as it is when it is decoded."""
+        start = max(self.message.rfind(b"\n", 0, at) + 1, at - 3 * TAIL - 2)
+        return binascii.a2b_qp(self.message[start:at])[-TAIL:]
 
     @cached_property
     def has_bare_lf(self) -> bool:
@@ -112,8 +148,10 @@ class _Reader:
 
     def _ends_soft(self, content: bytes) -> bool:
         """Tell whether the line end of `content` may be that of a soft line break."""
-        tail = content[-22:].removesuffix(b"\r\n").rpartition(b"\n")[2]
-        return binascii.b2a_qp(tail) + b"=\r\n" in self.message
+        if not content.endswith(b"\r\n") or not self.soft_ends:
+            return False
+        tail = content[-TAIL - 2 : -2]
+        return any(tail[len(tail) - size :] in self.soft_ends for size in range(len(tail) + 1))
 
     def _descend(self, part: Part, node: PyMimePart, type_field: str, depth: int) -> None:
         """Read the parts of a multipart if the library found as many as there are boundaries.
@@ -124,7 +162,8 @@ class _Reader:
         found = _BOUNDARY.search(type_field)
         if not found or depth >= MAX_DEPTH:
             raise _Doubt
-        boundaries = self.message.count(b"--" + (found.group(1) or found.group(2)).encode())
+        boundary = b"--" + (found.group(1) or found.group(2)).encode()
+        boundaries = self.boundaries.count(boundary)
         if not 0 <= boundaries - len(node.children) <= 1 or not node.children:
             raise _Doubt
         part.parts = [self.part(child, depth + 1) for child in node.children]

@@ -25,6 +25,7 @@ MAX_PARTS = 1_000
 MAX_DEPTH = 50
 MAX_SECTION = 4 * 1024 * 1024  # bytes of one header section that are looked at
 MAX_LEAF = 256 * 1024  # bytes of a leaf that is kept though it is no text
+MAX_LEAVES = 8 * 1024 * 1024  # bytes of all such leaves together
 MAX_TEXT = 8 * 1024 * 1024  # bytes of all texts together; more become attachments
 _MAX_STRUCTURE_VALUE = 16 * 1024  # of the fields the parsers take parameters from
 _LF = 10
@@ -106,6 +107,7 @@ class _Scan:
     leaf: _Leaf | None = None
     parts: int = 1
     text_room: int = MAX_TEXT
+    leaf_room: int = MAX_LEAVES
     line_end: int = 0  # bytes of the line end before the line being looked at
 
     def run(self) -> Outline:
@@ -238,7 +240,7 @@ class _Scan:
         default = "message/rfc822" if container == "multipart/digest" else "text/plain"
         kind = media_type(head.get("content-type"), default)
         encoding = transfer_encoding(head.get("content-transfer-encoding"))
-        limit, is_text, level = self.max_leaf, False, -1
+        limit, is_text, level = min(self.max_leaf, self.leaf_room), False, -1
         if kind.startswith("multipart/"):
             encoding = ""  # RFC 2045 6.4: a multipart is never encoded as a whole
             limit, level = self._open_container(head, kind)
@@ -317,6 +319,8 @@ class _Scan:
             self._cut(Content(self.source, leaf.start, max(leaf.start, end), leaf.encoding))
         elif leaf.is_text:
             self.text_room -= len(self.out) - leaf.written
+        else:
+            self.leaf_room -= len(self.out) - leaf.written
 
     def _cut(self, content: Content) -> None:
         key = str(len(self.cuts))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from mailpoll.parsing import ParsedMessage, parse
 from mailpoll.parsing.addresses import MAX_ADDRESSES
 from mailpoll.parsing.headers import MAX_VALUE
-from mailpoll.parsing.outline import MAX_DEPTH, MAX_PARTS
+from mailpoll.parsing.outline import MAX_DEPTH, MAX_LEAVES, MAX_PARTS, outline
 
 from .build import mail
 from .invariants import check
@@ -293,3 +294,44 @@ def test_s33_a_message_id_says_nothing_about_identity() -> None:
     one, two = (parse(mail("Message-ID: <1@b.c>", body=body)) for body in ("1", "2"))
     assert one.message_id == two.message_id
     assert one != two
+
+
+def quoted_parts(count: int, kind: str = "application/x-a") -> bytes:
+    """Files of 16 KB, each of which ends in what could be a soft line break."""
+    fields = f"Content-Type: {kind}\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
+    body = b"caf=C3=A9 and so on, =\r\n" * 700
+    parts = [b"--b\r\n" + fields.encode() + body + b"the end %d\r\n\r\n" % n for n in range(count)]
+    return mail("From: a@b.c", MIXED, body=b"".join(parts) + b"--b--\r\n")
+
+
+def containers(count: int) -> bytes:
+    """Multiparts beside each other, with much text that looks like boundaries."""
+    one = 'Content-Type: multipart/mixed; boundary="c{0}"\r\n\r\n--c{0}\r\n\r\n{1}\r\n--c{0}--\r\n'
+    text = "x --c y\r\n" * 2_000
+    parts = "".join("--b\r\n" + one.format(number, text) for number in range(count))
+    return mail("From: a@b.c", MIXED, body=parts.encode() + b"--b--\r\n")
+
+
+@pytest.mark.parametrize("message", [quoted_parts, containers])
+def test_s17_work_grows_with_the_message_and_not_with_its_square(
+    message: Callable[[int], bytes],
+) -> None:
+    def seconds(count: int) -> float:
+        raw, found = message(count), []
+        for _ in range(3):
+            start = time.process_time()
+            check(parse(raw))
+            found.append(time.process_time() - start)
+        return min(found)
+
+    assert seconds(480) < 10 * seconds(120)  # 4 times as much, and not 16 times
+
+
+def test_s21_small_files_are_kept_up_to_a_bound_together() -> None:
+    count = 3 * MAX_LEAVES // 16_000
+    reduced = outline(quoted_parts(count))
+    assert len(reduced.message) < 1.1 * MAX_LEAVES
+    message = parse(quoted_parts(count))
+    assert len(message.attachments) == min(count, MAX_PARTS)
+    sizes = {len(b"".join(one.chunks())) for one in message.attachments[: MAX_PARTS - 1]}
+    assert max(sizes) - min(sizes) <= 3  # "the end 1000"
