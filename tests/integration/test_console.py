@@ -888,6 +888,16 @@ def test_what_is_no_form_is_refused(embedded: System, kind: str, body: bytes, st
     assert answer.status_code == status, answer.text
 
 
+def test_the_address_of_an_answered_form_leads_to_its_page(system: System, address: str) -> None:
+    """As from a browser's address line after a test, which is answered where it was sent to."""
+    account = system.add_account(address, test=False)
+    hook = system.post("/admin/webhooks", 201, url="https://192.0.2.1/hook")["id"]
+    browser = Browser(system, new_key(system, "read")["token"])
+    for page in (f"/accounts/{account}", f"/webhooks/{hook}"):
+        answer = browser.client.simulate_get(f"{page}/do/test")
+        assert (answer.status_code, answer.headers.get("location")) == (303, page)
+
+
 def test_requests_have_one_name_in_page_and_audit_log(system: System, address: str) -> None:
     account = system.add_account(address)
     answer = Browser(system).post(f"/accounts/{account}/do/pause")
