@@ -715,11 +715,11 @@ def test_accounts_come_from_a_file_after_a_look_at_it(system: System, address: s
         headers={"Content-Type": "multipart/form-data; boundary=x"},
     )
     assert looked.status_code == 200, looked.text
-    assert "1 of 2 lines are fine" in re.sub(r"\s+", " ", looked.text)
+    assert "1 of 2 lines is fine" in re.sub(r"\s+", " ", looked.text)
     assert len(system.get("/admin/email-accounts")["items"]) == 1
     (sealed,) = re.findall(r'name="sealed" value="([^"]+)"', looked.text)
     done = browser.post("/accounts/import", 200, sealed=sealed).text
-    assert "1 accounts were added" in done
+    assert "One account was added" in done
     _, new = system.get("/admin/email-accounts")["items"]
     assert (new["address"], new["folders"]) == (f"a{address}", ["INBOX", "Sent"])
     browser.post("/accounts/import", 400, sealed=sealed[:-4])
