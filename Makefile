@@ -126,6 +126,10 @@ bench-wide: servers $(VENV)/dev.installed ## Poll 5,000 mailboxes every minute f
 bench-search: servers $(VENV)/dev.installed ## Search 100,000 and 1,000,000 messages on both databases
 	$(VENV)/bin/python -m bench.search --messages 100000,1000000 --json
 
+.PHONY: bench-newcomer
+bench-newcomer: servers $(VENV)/dev.installed ## Time the way from a clone to one's own mail on the screen
+	$(VENV)/bin/python -m bench.newcomer
+
 .PHONY: screenshots
 screenshots: servers $(VENV)/dev.installed ## Take the pictures of the console in docs/images
 	$(VENV)/bin/python -m tests.screenshots

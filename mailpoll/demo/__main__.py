@@ -139,13 +139,16 @@ def _mailpoll_command() -> list[str]:
 
 
 def _environment(demo: Demo) -> dict[str, str]:
+    """Sample mailboxes and receivers are on this machine; mailboxes of one's own may be added."""
+    ports = os.environ.get("MAILPOLL_IMAP_PORTS", "143,993")
     return {
         "MAILPOLL_DATA_DIR": str(DIRECTORY.resolve()),
         "MAILPOLL_POLL_INTERVAL": "5",
         "MAILPOLL_DASHBOARD": "yes",
         "MAILPOLL_IMAP_ALLOW_PLAIN": "yes",
         "MAILPOLL_IMAP_ALLOWED_NETWORKS": "127.0.0.0/8",
-        "MAILPOLL_IMAP_PORTS": str(demo.imap_port),
+        "MAILPOLL_IMAP_PORTS": f"{ports},{demo.imap_port}",
+        "MAILPOLL_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
         "PORT": str(demo.web_port),
     }
 
@@ -176,7 +179,8 @@ def _child(
 def _configures(variable: str) -> bool:
     """Whether a variable of the caller would lead the demo to real data."""
     own = ("DATABASE_URL", "REDIS_URL", "STORAGE_URL", "WEB_CONCURRENCY")
-    return variable in own or variable.startswith("MAILPOLL_")
+    harmless = "MAILPOLL_IMAP_CA_FILE"
+    return variable in own or (variable.startswith("MAILPOLL_") and variable != harmless)
 
 
 def _wait_until_ready(demo: Demo, mailpoll: "subprocess.Popen[bytes]") -> None:

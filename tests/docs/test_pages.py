@@ -14,6 +14,7 @@ from tests.docs.blocks import ROOT
 from tests.docs.blocks import pages as every_page
 from tests.docs.test_snippets import check_unit, validated
 from tests.integration.test_packaging import procfile
+from tests.screenshots.__main__ import PICTURES
 
 SYSTEMD = ROOT / "docker" / "systemd"
 MANIFEST = ROOT / "docker" / "kubernetes" / "mailpoll.yaml"
@@ -72,6 +73,14 @@ def test_a_pages_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if not re.match(r"https?:|mailto:", target):
             assert (page.parent / target).exists(), target
+
+
+def test_every_picture_of_the_console_is_taken_by_the_command_and_shown() -> None:
+    taken = {f"console-{one.name}.png" for one in PICTURES}
+    there = {path.name for path in (ROOT / "docs" / "images").glob("console-*")}
+    assert there == taken, "run `make screenshots`"
+    shown = "".join(page.read_text() for page in every_page())
+    assert {name for name in taken if f"images/{name})" not in shown} == set()
 
 
 def test_every_variable_of_a_page_is_one() -> None:

@@ -715,11 +715,11 @@ def test_accounts_come_from_a_file_after_a_look_at_it(system: System, address: s
         headers={"Content-Type": "multipart/form-data; boundary=x"},
     )
     assert looked.status_code == 200, looked.text
-    assert "1 of 2 lines are fine" in re.sub(r"\s+", " ", looked.text)
+    assert "1 of 2 lines is fine" in re.sub(r"\s+", " ", looked.text)
     assert len(system.get("/admin/email-accounts")["items"]) == 1
     (sealed,) = re.findall(r'name="sealed" value="([^"]+)"', looked.text)
     done = browser.post("/accounts/import", 200, sealed=sealed).text
-    assert "1 accounts were added" in done
+    assert "One account was added" in done
     _, new = system.get("/admin/email-accounts")["items"]
     assert (new["address"], new["folders"]) == (f"a{address}", ["INBOX", "Sent"])
     browser.post("/accounts/import", 400, sealed=sealed[:-4])
@@ -886,6 +886,16 @@ def test_what_is_no_form_is_refused(embedded: System, kind: str, body: bytes, st
         "/accounts/bulk", body=body, headers={"Content-Type": kind}
     )
     assert answer.status_code == status, answer.text
+
+
+def test_the_address_of_an_answered_form_leads_to_its_page(system: System, address: str) -> None:
+    """As from a browser's address line after a test, which is answered where it was sent to."""
+    account = system.add_account(address, test=False)
+    hook = system.post("/admin/webhooks", 201, url="https://192.0.2.1/hook")["id"]
+    browser = Browser(system, new_key(system, "read")["token"])
+    for page in (f"/accounts/{account}", f"/webhooks/{hook}"):
+        answer = browser.client.simulate_get(f"{page}/do/test")
+        assert (answer.status_code, answer.headers.get("location")) == (303, page)
 
 
 def test_requests_have_one_name_in_page_and_audit_log(system: System, address: str) -> None:

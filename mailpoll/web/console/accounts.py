@@ -314,11 +314,7 @@ def _rows(text: str) -> list[dict[str, Any]]:
     return found
 
 
-class Account(Page):
-    @needs(Scope.READ)
-    def on_get(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
-        self.show(req, resp, account_id)
-
+class _OfAccount(Page):
     def show(
         self,
         req: falcon.Request,
@@ -343,8 +339,21 @@ class Account(Page):
         )
 
 
-class AccountVerb(Account):
+class Account(_OfAccount):
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
+        self.show(req, resp, account_id)
+
+
+class AccountVerb(_OfAccount):
     """Poll, pause, resume, compare, test."""
+
+    @needs(Scope.READ)
+    def on_get(
+        self, req: falcon.Request, resp: falcon.Response, account_id: UUID, verb: str
+    ) -> None:
+        """Whoever asks once more for what a form answered, gets the page without it."""
+        go(resp, f"/accounts/{account_id}")
 
     @needs(Scope.OPERATE)
     def on_post(

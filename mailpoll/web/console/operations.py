@@ -81,11 +81,7 @@ class NewWebhook(Page):
         render.page(req, resp, "webhook_new.html", **values)
 
 
-class Webhook(Page):
-    @needs(Scope.READ)
-    def on_get(self, req: falcon.Request, resp: falcon.Response, hook_id: UUID) -> None:
-        self.show(req, resp, self.api(req, resp), hook_id)
-
+class _OfWebhook(Page):
     def show(
         self,
         req: falcon.Request,
@@ -115,8 +111,19 @@ class Webhook(Page):
         )
 
 
-class WebhookVerb(Webhook):
+class Webhook(_OfWebhook):
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, hook_id: UUID) -> None:
+        self.show(req, resp, self.api(req, resp), hook_id)
+
+
+class WebhookVerb(_OfWebhook):
     """Test, redeliver, replay; pause, resume, a new secret and removal ask for an administrator."""
+
+    @needs(Scope.READ)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, hook_id: UUID, verb: str) -> None:
+        """Whoever asks once more for what a form answered, gets the page without it."""
+        go(resp, f"/webhooks/{hook_id}")
 
     @needs(Scope.OPERATE)
     def on_post(self, req: falcon.Request, resp: falcon.Response, hook_id: UUID, verb: str) -> None:

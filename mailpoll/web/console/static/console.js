@@ -20,6 +20,11 @@ for (const button of document.querySelectorAll("[data-copy]")) {
 // On a phone the list of pages is wider than the screen.
 document.querySelector(".side [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
+// Browsers leave where it is what is seen in part. Who goes by keys sees the whole of where they are.
+document.addEventListener("focusin", ({ target }) => {
+  if (target.matches(":focus-visible")) target.scrollIntoView({ block: "nearest", inline: "nearest" });
+});
+
 // What is marked live is asked for again and changed in place, so that neither focus, nor a selection,
 // nor the place of a reader is lost. Nothing is asked for while nobody looks.
 const main = document.querySelector("main");
