@@ -246,7 +246,7 @@ def _any_local() -> bool:
 )
 def scrub() -> None:
     """Read back and hash a few more of all stored blobs, and heal what is damaged."""
-    scrubbing.run()
+    scrubbing.run(scrub.broker.limits)
 
 
 @dramatiq.actor(
