@@ -192,6 +192,7 @@ class Broker(RedisBroker):
     def __init__(self, *, client: "redis.Redis[bytes]", namespace: str, **options: Any) -> None:
         super().__init__(client=client, namespace=namespace, **options)
         self.bell = Bell(client, namespace)
+        self.limits = next(one for one in self.middleware if isinstance(one, RateLimit))
 
     @property
     def consumer_class(self) -> type[Consumer]:

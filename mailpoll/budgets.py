@@ -11,6 +11,7 @@ from typing import Any
 
 from . import database
 from .imap import Fault, ImapError, providers
+from .middleware.rate_limit import HOLD, Limit
 from .models import EmailAccount, EmailHost
 from .settings import settings
 
@@ -165,6 +166,20 @@ def of(account: EmailAccount) -> Budget:
         bytes_limit=day_bytes(row.host),
         resets_at=next_day(moment),
         not_before=end if end and end > moment else None,
+    )
+
+
+def login_terms(account_id: int) -> tuple[float, Sequence[Limit]]:
+    """Seconds until an account may be logged in to, and what limits its sessions if none."""
+    found = wait(account_id)
+    if found is None:
+        return 0.0, ()
+    host, seconds = found
+    pace = pace_of(host)
+    return seconds, (
+        Limit(f"account:{account_id}", "slots", pace.account_connections, HOLD),
+        Limit(pace.provider, "slots", pace.connections, HOLD),
+        Limit(pace.provider, "rate", pace.logins_per_minute, MINUTE),
     )
 
 

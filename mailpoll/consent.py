@@ -17,7 +17,7 @@ import orjson
 from . import oauth
 from .imap import Fault, ImapError
 from .imap.https import request
-from .settings import Settings
+from .settings import TENANT, Settings
 
 #: The providers' names in addresses; a redirect address ends in one of them.
 NAMES = ("google", "microsoft", "generic")
@@ -55,7 +55,8 @@ def provider_of(name: str, config: Settings) -> Provider:
     Its sources: https://developers.google.com/identity/protocols/oauth2/web-server and
     https://learn.microsoft.com/entra/identity-platform/v2-oauth2-auth-code-flow
     """
-    generic = config.oauth_generic_authorization_url
+    tenant = config.oauth_microsoft_tenant
+    generic = config.oauth_generic_authorization_url.replace(TENANT, tenant)
     title, url, scope, place, more = {
         "google": (
             "Google",
@@ -66,8 +67,7 @@ def provider_of(name: str, config: Settings) -> Provider:
         ),
         "microsoft": (
             "Microsoft",
-            "https://login.microsoftonline.com/"
-            f"{config.oauth_microsoft_tenant}/oauth2/v2.0/authorize",
+            f"https://login.microsoftonline.com/{tenant}/oauth2/v2.0/authorize",
             f"{oauth.MICROSOFT_SCOPE} openid email",
             _server("outlook.office365.com"),
             {},

@@ -18,7 +18,7 @@ from .imap import Fault, ImapError
 from .imap.connection import scrubbed
 from .imap.https import Answer, request
 from .models import EmailAccount
-from .settings import Settings, settings
+from .settings import TENANT, Settings, settings
 
 log = structlog.get_logger()
 
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 #: https://learn.microsoft.com/entra/identity-platform/v2-oauth2-auth-code-flow#refresh-the-access-token
 TOKEN_URLS = {
     "google": "https://oauth2.googleapis.com/token",
-    "microsoft": "https://login.microsoftonline.com/{tenant}/oauth2/v2.0/token",
+    "microsoft": f"https://login.microsoftonline.com/{TENANT}/oauth2/v2.0/token",
 }
 MICROSOFT_SCOPE = "https://outlook.office.com/IMAP.AccessAsUser.All offline_access"
 
@@ -88,7 +88,7 @@ def client_of(provider: str, config: Settings) -> Client:
             )
     scopes = {"microsoft": MICROSOFT_SCOPE, "generic": config.oauth_generic_scope}
     return Client(
-        url.format(tenant=config.oauth_microsoft_tenant),
+        url.replace(TENANT, config.oauth_microsoft_tenant),
         client_id,
         getattr(config, f"oauth_{provider}_client_secret"),
         scopes.get(provider, ""),

@@ -4,6 +4,7 @@ It names the account by its UUID. Only if the operator wants it, a hash of the a
 """
 
 import hashlib
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -72,12 +73,16 @@ def find(name: str) -> EmailJob | None:
         )
 
 
-def is_deleted(account_uuid: str) -> bool:
-    """Whether an account's deletion is done."""
+def deleted(account_uuids: Iterable[str]) -> list[str]:
+    """Those of some accounts whose deletion is done."""
     table = EmailJob
     done = (table.kind == KIND) & (table.state == JobState.DONE)
+    found: list[str] = []
     with database.connected():
-        return bool(table.select().where(table.account_uuid == account_uuid, done).exists())
+        for chunk in database.chunks(account_uuids):
+            rows = table.select(table.account_uuid).where(table.account_uuid.in_(chunk), done)
+            found += [uuid for (uuid,) in rows.tuples()]
+    return found
 
 
 def latest(limit: int, before: int | None = None) -> list[EmailJob]:

@@ -3,6 +3,9 @@
 What is damaged is healed as ``mailpoll fsck --repair`` does it: from the other store, from the
 server, an attachment from its message. What cannot be healed yet is named, kept in a table, and
 looked at again every hour.
+
+A run asks the server of an account over one session, within the limits that polls have, and only
+while the account is polled and its polls succeed: providers lock accounts that go on trying.
 """
 
 import math
@@ -10,26 +13,30 @@ import time
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import peewee
 import structlog
 from peewee import fn
 
-from . import database, runtime
+from . import budgets, database, runtime
 from .blobs import StoreUnavailable, blob_key
 from .crypto import DataKeyError
 from .fsck import Difference, Kind, Outcome, Repair, repair_one
 from .fsck.server import Mailbox
 from .fsck.stored import TABLES, Named, Row, State, broken, columns_of, row_of, state_of
+from .middleware.rate_limit import RateLimit
 from .models import (
     AccountState,
     EmailAccount,
     EmailAttachment,
     EmailDamage,
+    EmailFolder,
     EmailRawMessage,
     EmailScrub,
 )
 from .settings import settings
+from .sync.download import Body
 
 log = structlog.get_logger()
 
@@ -49,18 +56,66 @@ LOST = timedelta(days=1)
 ABSENT = (Kind.BLOB_MISSING, Kind.BLOB_MISPLACED)
 
 
+class Server(Mailbox):
+    """The server of an account for one run: one session, as a poll might begin one, or none.
+
+    Parameters:
+      limits: of sessions and logins, over all processes.
+    """
+
+    def __init__(self, account: EmailAccount, limits: RateLimit) -> None:
+        super().__init__(account)
+        self._limits = limits
+        self._holder = f"scrub:{uuid4()}"
+        self._refusal: str | None = None
+
+    def refusal(self) -> str:
+        """Looks once, and takes the account's share of the limits where it may go on."""
+        if self._refusal is None:
+            self._refusal = super().refusal() or self._unpolled() or self._enter()
+        return self._refusal
+
+    def _unpolled(self) -> str:
+        """What keeps the account from being polled, as it is by now."""
+        with database.connected():
+            row = EmailAccount.by_id(self.account.id)
+        if row is None or row.state != AccountState.ACTIVE:
+            return "the account is not polled"
+        return f"its polls fail: {row.last_error}" if row.failures else ""
+
+    def _enter(self) -> str:
+        seconds, limits = budgets.login_terms(self.account.id)
+        wait = seconds or self._limits.hold(limits, self._holder) / 1_000
+        return f"it may be logged in to in {wait:.0f} s again" if wait else ""
+
+    def fetch(self, folder: EmailFolder, uid: int, size: int | None) -> Body | None:
+        """As ``Mailbox`` does, out of the day's bytes; new mail keeps its share of them."""
+        budgets.spend(self.account, size or 0, importing=True)
+        return super().fetch(folder, uid, size)
+
+    def close(self) -> None:
+        """End the session; there is no other one in this run."""
+        self._refusal = self._refusal or "its session ended"
+        super().close()
+        self._limits.give_back(self._holder)
+
+
 class TakenOver(Exception):
     """This run took so long that another one began."""
 
 
-def run() -> None:
-    """Do what falls due now. Runs twice, late or never without harm."""
+def run(limits: RateLimit) -> None:
+    """Do what falls due now. Runs twice, late or never without harm.
+
+    Parameters:
+      limits: of sessions and logins, over all processes.
+    """
     if not settings().scrub_days:
         return
     state = _take()
     if state is None:
         return
-    work = Slice(state)
+    work = Slice(state, limits)
     try:
         work.look_again()
         work.go_on()
@@ -70,6 +125,8 @@ def run() -> None:
         work.end()
     except TakenOver:
         log.warning("a run of the scrub was taken for dead")
+    finally:
+        work.hang_up()
 
 
 def _take() -> EmailScrub | None:
@@ -114,10 +171,13 @@ class Slice:
 
     Parameters:
       state: how far the scrub is, under a lease.
+      limits: of sessions and logins.
     """
 
-    def __init__(self, state: EmailScrub) -> None:
+    def __init__(self, state: EmailScrub, limits: RateLimit) -> None:
         self._state = state
+        self._limits = limits
+        self._servers: dict[int, Server] = {}
         self._counts = Counts()
         self._until = time.monotonic() + SLICE
         self._bytes_left = settings().scrub_rate * TICK
@@ -127,7 +187,9 @@ class Slice:
         table = EmailDamage
         with database.connected():
             query = table.select(table, EmailAccount).join(EmailAccount)
-            damages = list(query.where(table.next_attempt_at <= database.now()).limit(PAGE))
+            due = query.where(table.next_attempt_at <= database.now())
+            # In any order: one of them may end its account's session each time.
+            damages = list(due.order_by(fn.RANDOM()).limit(PAGE))
         for damage in damages:
             if not self._may_go_on:
                 return
@@ -161,6 +223,16 @@ class Slice:
     def end(self) -> None:
         """Give the lease back."""
         self._note(lease_until=None)
+
+    def hang_up(self) -> None:
+        """End the sessions with servers."""
+        for server in self._servers.values():
+            server.close()
+
+    def _server(self, account: EmailAccount) -> Server:
+        if account.id not in self._servers:
+            self._servers[account.id] = Server(account, self._limits)
+        return self._servers[account.id]
 
     @property
     def _may_go_on(self) -> bool:
@@ -198,19 +270,17 @@ class Slice:
         if row.storage_type not in runtime.storage().stores:
             reason = f"no store of type {row.storage_type} is configured here"
             return self._unreadable(account, row, reason)
-        mailbox = Mailbox(account)
         try:
             whole = state_of(row) is State.WHOLE
             self._counts.blobs += 1
             self._counts.bytes += row.size
             self._bytes_left -= row.size
             return whole or all(
-                self._heal(account, row, one) for one, _ in broken(account, row, mailbox)
+                self._heal(account, row, one)
+                for one, _ in broken(account, row, self._server(account))
             )
         except DataKeyError as error:
             return self._unreadable(account, row, str(error))
-        finally:
-            mailbox.close()
 
     def _unreadable(self, account: EmailAccount, row: Row, reason: str) -> bool:
         """Name what no repair can mend, and go on: it is looked at again as all that is damaged."""

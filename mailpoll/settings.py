@@ -41,6 +41,8 @@ MIN_TOKEN_CHARACTERS = 20
 MIN_TOKEN_VARIETY = 8
 #: What stands where a secret should be put in.
 SAMPLE = re.compile(r"change.?me|your.?(key|token|secret)|example", re.IGNORECASE)
+#: Stands for ``MAILPOLL_OAUTH_MICROSOFT_TENANT`` in addresses of OAuth 2 endpoints.
+TENANT = "{tenant}"
 #: Releases of Python that read what mail servers and archives send with known holes before these.
 PATCHED_PYTHON = {(3, 11): (3, 11, 13), (3, 12): (3, 12, 11), (3, 13): (3, 13, 4)}
 
@@ -360,6 +362,9 @@ class Settings(BaseModel):
             raise ValueError("should be the https:// address of an OAuth 2 endpoint")
         if "@" in parts.netloc:
             raise ValueError("should have no user name and no password in it")
+        rest = value.replace(TENANT, "")
+        if "{" in rest or "}" in rest:
+            raise ValueError(f"knows no placeholder but {TENANT}")
         return value
 
     @field_validator("public_url")

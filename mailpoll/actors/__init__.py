@@ -18,6 +18,7 @@ from .export import expire_exports, make_export  # noqa: E402
 from .maintain import (  # noqa: E402
     clear_fallback,
     drain_fallback,
+    empty_deleted,
     erase_words,
     forget_events,
     prune_audit,
@@ -39,6 +40,7 @@ __all__ = [
     "delete_account",
     "deliver_events",
     "drain_fallback",
+    "empty_deleted",
     "erase_words",
     "expire_exports",
     "forget_events",

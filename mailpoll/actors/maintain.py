@@ -186,8 +186,7 @@ def drain_fallback() -> None:
 def clear_fallback() -> None:
     """Remove local copies of what the object store has: their poll died before its commit.
 
-    The mail came again, and then the store took it. No row leads to the first copy. What a deleted
-    account has here goes too: its deletion looked at the files of the machine that it ran on.
+    The mail came again, and then the store took it. No row leads to the first copy.
     """
     storage = runtime.storage()
     if not storage.has_fallback or storage.circuit_open:
@@ -205,12 +204,32 @@ def clear_fallback() -> None:
 def _clear(uuid: str) -> int:
     with database.connected():
         account = EmailAccount.visible().where(EmailAccount.uuid == uuid).first()
-    if account is None and receipts.is_deleted(uuid):
-        return runtime.storage().stores[StorageType.LOCAL].delete_account(uuid)
     if account is None:
-        return 0  # it is being deleted, or is a matter for fsck
+        return 0  # it is deleted, or a matter for fsck
     mended = [one.mend(account) for one in stored.left_behind(account) if one.mend]
     return sum(repair.outcome is Outcome.REPAIRED for repair in mended)
+
+
+@dramatiq.actor(
+    queue_name=MAINTENANCE,
+    priority=20,
+    periodic=cron("47 * * * *"),
+    max_retries=0,
+    time_limit=600_000,
+)
+def empty_deleted() -> None:
+    """Remove what deleted accounts have in the stores again.
+
+    Who put it had not heard of the deletion, and died or lost the store before it could take it
+    away. Or it lies in the local files of a machine that the deletion did not run on.
+    """
+    for store_type, store in runtime.storage().stores.items():
+        try:
+            for uuid in receipts.deleted(list(store.accounts())):
+                removed = store.delete_account(uuid)
+                log.info("emptied again", account=uuid, store=store_type, blobs=removed)
+        except StoreUnavailable as error:
+            log.info("deleted accounts are not looked for: a store is away", error=str(error))
 
 
 def _any_local() -> bool:
@@ -227,7 +246,7 @@ def _any_local() -> bool:
 )
 def scrub() -> None:
     """Read back and hash a few more of all stored blobs, and heal what is damaged."""
-    scrubbing.run()
+    scrubbing.run(scrub.broker.limits)
 
 
 @dramatiq.actor(
@@ -284,7 +303,7 @@ def _move(account_id: int, key: str, size: int, sha256: str) -> bool:
                 .execute()
             )
         unnamed = not moved and EmailAccount.lock(account_id)
-        if unnamed:  # else the account's deletion sees to it
+        if unnamed:  # else the account's deletion, or ``empty_deleted``, sees to it
             doomed.doom(account_id, [sha256])
     if unnamed:
         log.info("moved what was being deleted", key=key)

@@ -18,7 +18,7 @@ from ..broker import BACKFILL, POLL, Queued
 from ..crypto import DataKeyError, DecryptionError
 from ..imap import Fault, ImapError, Login, Session, connect, providers
 from ..imap.errors import TREATMENT, Treatment
-from ..middleware.rate_limit import HOLD, Limit
+from ..middleware.rate_limit import Limit
 from ..models import AccountState, EmailAccount, EmailFolder, LeaseLost
 from ..settings import settings
 from ..sync import BROKEN, LEASE, AccountSync, Outcome
@@ -42,16 +42,7 @@ class ImapLimits:
     """Connections and logins per account and per provider, over all processes."""
 
     def terms(self, account_id: int, *_: Any) -> tuple[float, Sequence[Limit]]:
-        found = budgets.wait(account_id)
-        if found is None:
-            return 0.0, ()
-        host, wait = found
-        pace = budgets.pace_of(host)
-        return wait, (
-            Limit(f"account:{account_id}", "slots", pace.account_connections, HOLD),
-            Limit(pace.provider, "slots", pace.connections, HOLD),
-            Limit(pace.provider, "rate", pace.logins_per_minute, budgets.MINUTE),
-        )
+        return budgets.login_terms(account_id)
 
     def postponed(self, seconds: float, account_id: int, *_: Any) -> None:
         with database.transaction(durable=False):

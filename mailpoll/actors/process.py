@@ -119,6 +119,9 @@ def process(message_ids: Sequence[int]) -> None:
         for message, _ in late:
             accounts.empty_if_deleted(message.account_id, message.account_uuid)
     except (StoreUnavailable, DataKeyError):
+        # What is stored may be some of the attachments.
+        if _deleted(claimed):
+            return
         _give_back(claimed)
         raise
     except database.AWAY as error:
@@ -128,12 +131,13 @@ def process(message_ids: Sequence[int]) -> None:
         raise
     except OSError:
         # A deletion takes an account's temporary files from under whatever still works on it.
-        if not (claimed and _deleted(claimed[0])):
+        if not _deleted(claimed):
             raise
 
 
-def _deleted(message: "Claimed") -> bool:
-    return accounts.empty_if_deleted(message.account_id, message.account_uuid)
+def _deleted(claimed: Sequence["Claimed"]) -> bool:
+    """Whether the messages' account is gone; then the stores have nothing of it any more."""
+    return any(accounts.empty_if_deleted(one.account_id, one.account_uuid) for one in claimed[:1])
 
 
 #: Counts the attempt and tells what to work on; no row when there is nothing to do.

@@ -229,9 +229,9 @@ class Intake:
     ) -> tuple[dict[str, int], list[int], int]:
         """Blobs durable, then rows: the ids of all, of the new ones, and how many places."""
         bodies = [body for body, _ in batch]
-        put = self._ledger.put_blobs(bodies)
-        faults.point("blobs-durable")
         try:
+            put = self._ledger.put_blobs(bodies)
+            faults.point("blobs-durable")
             with database.transaction():
                 if not EmailAccount.lock(self._account.id):
                     raise accounts.AccountGone(self._account.uuid)
@@ -239,8 +239,10 @@ class Intake:
                 ids, new = self._ledger.insert_messages(bodies, put, digests)
                 places = self._place(batch, ids, new)
                 faults.point("before-commit")
-        except accounts.AccountGone:
-            accounts.empty_if_deleted(self._account.id, self._account.uuid)
+        except Exception:
+            # Whatever it was, some of the blobs may be stored.
+            if accounts.empty_if_deleted(self._account.id, self._account.uuid):
+                raise accounts.AccountGone(self._account.uuid) from None
             raise
         return ids, new, places
 

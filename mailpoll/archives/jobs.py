@@ -130,6 +130,8 @@ def step(export_id: int) -> bool:
         accounts.empty_if_deleted(export.account_id, export.account.uuid)
         return False
     except Exception as error:
+        if accounts.empty_if_deleted(export.account_id, export.account.uuid):
+            return False
         _give_back(export, type(error).__name__)
         raise
 

@@ -1,7 +1,7 @@
 """``mailpoll webhooks``: programs that are told of events, and what became of it."""
 
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -160,7 +160,7 @@ def test_hook(webhook: str, as_json: bool) -> None:
 @click.option(
     "--since",
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
-    help="what happened then or later, in this machine's time",
+    help="what happened then or later (UTC)",
 )
 @click.option("--json", "as_json", is_flag=True)
 @needs_database
@@ -174,7 +174,7 @@ def replay_hook(webhook: str, after: int | None, since: datetime | None, as_json
     if (after is None) == (since is None):
         raise click.UsageError("give either --after or --since")
     endpoint = _find(webhook)
-    service.replay(endpoint, after, since and since.astimezone())
+    service.replay(endpoint, after, since and since.replace(tzinfo=UTC))
     _deliver(endpoint)
     _done(endpoint, as_json, "{behind:,} events are sent again")
 

@@ -136,12 +136,12 @@ def _compare(mailbox: server.Mailbox, tally: Tally, *, contents: bool) -> Iterat
     address = mailbox.account.address
     tally.now = f"{address}: folders"
     try:
-        if mailbox.allowed:
-            yield from server.compare(mailbox, tally, contents=contents)
-        elif mailbox.account.archive:
+        if mailbox.account.archive:
             return  # it has no server, and nothing is left unchecked
+        if refusal := mailbox.refusal():
+            tally.unchecked.append(f"{address}: {refusal}")
         else:
-            tally.unchecked.append(f"{address}: its login is refused, and not tried again")
+            yield from server.compare(mailbox, tally, contents=contents)
     except (ImapError, DecryptionError) as error:
         tally.unchecked.append(f"{address}: {error}")
     finally:

@@ -32,9 +32,12 @@ class Mailbox:
         self._opened: tuple[int, Status] | None = None
         self._refused: ImapError | None = None
 
-    @property
-    def allowed(self) -> bool:
-        return self.account.state != AccountState.AUTH_FAILED and not self.account.archive
+    def refusal(self) -> str:
+        """Why the server is not to be asked, in words; empty when it is."""
+        if self.account.archive:
+            return "the account has no server"
+        refused = self.account.state == AccountState.AUTH_FAILED
+        return "its login is refused, and not tried again" if refused else ""
 
     @property
     def session(self) -> Session:

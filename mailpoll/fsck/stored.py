@@ -26,7 +26,7 @@ from ..blobs import (
     split_key,
 )
 from ..crypto import DecryptionError
-from ..imap import ImapError
+from ..imap import Fault, ImapError
 from ..models import (
     EmailAccount,
     EmailAttachment,
@@ -389,8 +389,8 @@ def _fetch_again(row: Row, mailbox: Mailbox | None, _: EmailAccount | None) -> R
     """Get a raw message from any of its places; only the very same bytes will do."""
     if mailbox is None:
         return Repair(Outcome.LEFT, "the server was not asked")
-    if not mailbox.allowed:
-        return Repair(Outcome.LEFT, "the server refuses the account's login")
+    if refusal := mailbox.refusal():
+        return Repair(Outcome.LEFT, refusal)
     changed = False
     try:
         for place in _places(row):
@@ -405,7 +405,8 @@ def _fetch_again(row: Row, mailbox: Mailbox | None, _: EmailAccount | None) -> R
                 discard(body)
             changed = True
     except (ImapError, DecryptionError) as error:
-        mailbox.close()
+        if not (isinstance(error, ImapError) and error.fault is Fault.REFUSED):
+            mailbox.close()
         return Repair(Outcome.LEFT, str(error))
     what = "sends other bytes now" if changed else "has the message no more"
     return Repair(Outcome.LOST, f"the server {what}")

@@ -142,10 +142,7 @@ class RateLimit(Middleware):
             seconds, limits = UNKNOWN, ()
         wait = int(seconds * 1_000)
         if not wait and limits:
-            wait = self.take(limits, message.message_id)
-            slots = [_key(limit) for limit in limits if limit.kind == "slots"]
-            if not wait and slots:
-                self._held[message.message_id] = slots
+            wait = self.hold(limits, message.message_id)
         if not wait:
             return
         # Some spread, so that those that wait do not come back all at once.
@@ -167,15 +164,27 @@ class RateLimit(Middleware):
         result: Any = None,  # noqa: ARG002
         exception: BaseException | None = None,  # noqa: ARG002
     ) -> None:
-        keys = self._held.pop(message.message_id, None)
+        self.give_back(message.message_id)
+
+    after_skip_message = after_process_message
+
+    def hold(self, limits: Sequence[Limit], member: str) -> int:
+        """The same as ``take``, and a worker's process renews the slots until ``give_back``."""
+        wait = self.take(limits, member)
+        slots = [_key(limit) for limit in limits if limit.kind == "slots"]
+        if not wait and slots:
+            self._held[member] = slots
+        return wait
+
+    def give_back(self, member: str) -> None:
+        """Give back the slots that a member holds, if any."""
+        keys = self._held.pop(member, None)
         if not keys:
             return
         try:
-            self._release(keys=keys, args=[message.message_id])
+            self._release(keys=keys, args=[member])
         except redis.RedisError as error:
             log.warning("rate limit slot not given back; it frees itself", error=str(error))
-
-    after_skip_message = after_process_message
 
     def take(self, limits: Sequence[Limit], member: str) -> int:
         """Take what all limits have room for; milliseconds to wait, 0 when taken.

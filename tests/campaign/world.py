@@ -62,7 +62,7 @@ DRAMATIQ = [sys.executable, "-m", "dramatiq", "mailpoll.actors", "--skip-logging
 #: One process for all queues starts in half the time of two.
 EVERYTHING = {"everything": [*DRAMATIQ, "--processes", "1", "--threads", "4"]}
 #: What the scheduler does every minute, and the clearing that it does every hour.
-HOURLY = (actors.clear_fallback,)
+HOURLY = (actors.clear_fallback, actors.empty_deleted)
 TICKED = (actors.schedule_polls, actors.sweep, actors.drain_fallback, *HOURLY)
 #: Seconds, in real time, between two of what the scheduler does every hour.
 HOURLY_PAUSE = 30

@@ -1,8 +1,10 @@
 """``DELETE /admin/email-accounts/{id}``: everything of the account goes, whatever is going on."""
 
+import hashlib
 import itertools
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -14,7 +16,7 @@ from mailpoll import accounts, actors, database, runtime
 from mailpoll.actors import process
 from mailpoll.actors.delete import LEASE
 from mailpoll.actors.poll import poll
-from mailpoll.blobs import Storage, StoreUnavailable
+from mailpoll.blobs import NewBlob, Storage, StorageType, StoreUnavailable, blob_key
 from mailpoll.models import SHARDS, EmailAccountDay, EmailAttachment, EmailJob, EmailRawMessage
 from tests.integration.rows import account_row, blobs, change_jobs, counts
 from tests.integration.system import System, message, wait_until
@@ -24,6 +26,11 @@ ATTACHED = (
     'Content-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\n\r\ntext\r\n--b\r\n'
     'Content-Disposition: attachment; filename="a{0}.bin"\r\n\r\nattached {0}\r\n--b--\r\n'
 )
+
+
+def new_blob(account: str) -> NewBlob:
+    sha256 = hashlib.sha256(b"late").hexdigest()
+    return NewBlob(blob_key(account, sha256), 4, sha256, b"late")
 
 
 def letters(count: int) -> list[bytes]:
@@ -308,6 +315,112 @@ def test_a_message_that_is_processed_meanwhile_leaves_no_attachment(
     # Then it takes them away again
     assert blobs(account) == []
     assert counts() == {"email_jobs": 1}
+
+
+def two_attachments() -> bytes:
+    """A message of which a store can take a half."""
+    part = "--b\r\nContent-Disposition: attachment; filename={0}.bin\r\n\r\nattached {0}\r\n"
+    parts = "".join(map(part.format, (1, 2)))
+    head = 'Subject: two\r\nContent-Type: multipart/mixed; boundary="b"\r\n\r\n'
+    return f"{head}{parts}--b--\r\n".encode()
+
+
+def half_put(account: str) -> Callable[[Sequence[NewBlob]], StorageType]:
+    """A put that takes the first blob, and fails; meanwhile the account was deleted."""
+    storage = runtime.storage()
+    put = storage.put
+
+    def fail(blobs_: Sequence[NewBlob]) -> StorageType:
+        job = accounts.delete(account)
+        assert job
+        actors.delete_account.fn(job.id)
+        assert blobs(account) == []
+        put(blobs_[:1])
+        assert len(blobs_) > len(blobs(account)) == 1
+        raise StoreUnavailable("away")
+
+    return fail
+
+
+def stored(system: System, address: str, *mail: bytes) -> tuple[str, int]:
+    """An account whose mail was polled and waits to be processed, and a message of it."""
+    system.dovecot.deliver_many(address, mail)
+    account = system.add_account(address, test=False)
+    poll(account_row(account).id, None)
+    with database.connected():
+        query = EmailRawMessage.select().where(EmailRawMessage.account == account_row(account).id)
+        return account, query.first().id
+
+
+def test_a_store_that_fails_half_way_leaves_no_attachment_of_a_deleted_account(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account, message_id = stored(system, address, two_attachments())
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime.storage(), "put", half_put(account))
+        actors.process_message.fn(message_id)
+    assert blobs(account) == []
+    assert counts() == {"email_jobs": 1}
+
+
+def test_what_was_put_after_a_deletion_by_who_could_not_take_it_away_goes_within_an_hour(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a store that takes an attachment of a deleted account, and is away from then on
+    account, message_id = stored(system, address, two_attachments())
+    other = system.add_account(f"other-{address}", test=False)
+    runtime.storage().put([new_blob(other)])
+
+    def away(_: str) -> int:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        half = half_put(account)
+
+        def put(blobs_: Sequence[NewBlob]) -> StorageType:
+            try:
+                return half(blobs_)
+            finally:
+                patched.setattr(runtime.storage(), "delete_account", away)
+
+        patched.setattr(runtime.storage(), "put", put)
+        with pytest.raises(StoreUnavailable):
+            actors.process_message.fn(message_id)
+        actors.process_message.fn(message_id)
+    assert len(blobs(account)) == 1
+    # When the hourly task has run
+    actors.empty_deleted.fn()
+    # Then that is gone, and nothing else
+    assert blobs(account) == []
+    assert len(blobs(other)) == 1
+
+
+def test_a_deletion_that_is_not_done_is_left_to_its_job(system: System, address: str) -> None:
+    account, _ = stored(system, address, two_attachments())
+    accounts.delete(account)
+    actors.empty_deleted.fn()
+    assert len(blobs(account)) == 1
+
+
+def test_while_a_store_is_away_deleted_accounts_wait(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = system.add_account(address, test=False)
+    job = accounts.delete(account)
+    assert job
+    actors.delete_account.fn(job.id)
+    runtime.storage().put([new_blob(account)])
+
+    def away(_: object) -> list[str]:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        for store in runtime.storage().stores.values():
+            patched.setattr(type(store), "accounts", away)
+        actors.empty_deleted.fn()
+    assert len(blobs(account)) == 1
+    actors.empty_deleted.fn()
+    assert blobs(account) == []
 
 
 def test_a_job_that_is_done_is_not_run_again(system: System, address: str) -> None:

@@ -1,7 +1,9 @@
 """``mailpoll webhooks``: endpoints as the API has them, by the command line."""
 
 import json
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,32 @@ def test_what_is_sent_again_has_the_ids_that_it_had(system: System) -> None:
         assert "3 events are sent again" in run("replay", hook["id"], "--since", "2020-01-01")
         deliver(hook["id"])
         assert receiver.ids == [*first, *first[1:], *first]
+
+
+@pytest.fixture
+def far_west(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A shell whose clocks are ten hours behind UTC."""
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "Pacific/Honolulu")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_west")
+def test_a_replay_begins_at_a_time_in_utc(system: System) -> None:
+    with Receiver() as receiver:
+        hook = added(receiver)
+        for _ in range(3):
+            happen()
+        deliver(hook["id"])
+        begin = datetime(2026, 1, 31, tzinfo=UTC)
+        with database.transaction():
+            for number, seconds in enumerate((-1, 0, 3_600), 1):
+                moment = begin + timedelta(seconds=seconds)
+                EmailEvent.update(created_at=moment).where(EmailEvent.number == number).execute()
+        for since, position in (("2026-01-31", 1), ("2026-01-31T01:00:00", 2)):
+            assert as_json("replay", hook["id"], "--since", since)["position"] == position
 
 
 @pytest.mark.parametrize("given", [[], ["--after", "1", "--since", "2026-01-01"]])

@@ -381,6 +381,15 @@ def test_a_wrong_variable_is_named(name: str, value: str) -> None:
         from_environment({name: value})
 
 
+@pytest.mark.parametrize("name", ["TOKEN_URL", "AUTHORIZATION_URL"])
+@pytest.mark.parametrize("path", ["{realm}/token", "{tenant}/{realm}", "{}/token", "token}", "{"])
+def test_an_unknown_placeholder_is_refused_with_the_one_that_is_known(name: str, path: str) -> None:
+    variable = f"MAILPOLL_OAUTH_GENERIC_{name}"
+    with pytest.raises(SettingsError) as refused:
+        from_environment({variable: f"https://login.example.org/{path}"})
+    assert str(refused.value) == f"{variable}: knows no placeholder but {{tenant}}"
+
+
 def test_a_dns_server_is_an_address_with_or_without_a_port() -> None:
     assert from_environment({"MAILPOLL_DNS_SERVER": "9.9.9.9"}).dns_server == ("9.9.9.9", 53)
     assert from_environment({"MAILPOLL_DNS_SERVER": "[::1]:5353"}).dns_server == ("::1", 5353)

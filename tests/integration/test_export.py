@@ -403,6 +403,29 @@ def test_exports_go_with_their_account(system: System, address: str, tmp_path: P
     assert blobs(account) == []
 
 
+def test_a_part_whose_put_fails_leaves_nothing_of_a_deleted_account(
+    system: System, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = add_archive(system, address)
+    fill(system, tmp_path, account, NASTY)
+    export = jobs.create(account_row(account), "zip", Selection())
+    put = runtime.storage().put
+
+    def fail(new: Any) -> None:
+        job = accounts.delete(account)
+        assert job
+        actors.delete_account.fn(job.id)
+        put(new)
+        assert len(blobs(account)) == 1
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime.storage(), "put", fail)
+        assert jobs.step(export.id) is False
+    assert blobs(account) == []
+    assert counts() == {"email_jobs": 1}
+
+
 def test_parts_that_fell_back_are_moved_and_still_whole(
     system: System, address: str, tmp_path: Path
 ) -> None:

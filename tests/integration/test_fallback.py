@@ -235,7 +235,7 @@ def test_copies_of_a_poll_that_died_after_its_fall_back_are_removed(
     assert {path.name for path in local_files(system)} == {copies[3].sha256}
 
 
-def test_what_another_machine_has_of_a_deleted_account_goes_when_that_clears_its_files(
+def test_what_another_machine_has_of_a_deleted_account_goes_when_that_looks_for_it(
     system: System, store: Seaweed, address: str
 ) -> None:
     # Given accounts of which a machine has blobs in its own files
@@ -250,11 +250,13 @@ def test_what_another_machine_has_of_a_deleted_account_goes_when_that_clears_its
     system.api.simulate_delete(f"/admin/email-accounts/{account}")
     with database.connected():
         job = EmailJob.get(EmailJob.account_uuid == account)
-    actors.clear_fallback.fn()
+    actors.empty_deleted.fn()
     actors.delete_account.fn(job.id)
-    # When the first machine clears its files
+    # When the first machine looks for what it has of deleted accounts
     aside.rename(system.settings.data_dir / "blobs" / account)
     actors.clear_fallback.fn()
+    assert len(local_files(system)) == 2
+    actors.empty_deleted.fn()
     # Then those of the deleted account are gone, and no others
     assert {path.parts[-3] for path in local_files(system)} == {other}
 

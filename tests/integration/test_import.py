@@ -349,6 +349,28 @@ def test_a_deletion_wins_over_an_import(
     assert "email_raw_messages" not in counts()
 
 
+def test_an_import_whose_store_fails_half_way_leaves_nothing_of_a_deleted_account(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    account = add_archive(system, address)
+    path = tmp_path / "x.mbox"
+    path.write_bytes(archive("mbox", NASTY))
+    put = runtime.storage().put
+
+    def half(new: Any) -> None:
+        accounts.delete(account)
+        put(new[:1])
+        assert len(new) > len(blobs(account)) == 1
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime.storage(), "put", half)
+        with pytest.raises(accounts.AccountGone):
+            intake.run(account_row(account), [path])
+    assert blobs(account) == []
+    assert "email_raw_messages" not in counts()
+
+
 def test_an_import_beside_polls_brings_each_message_once(system: System, address: str) -> None:
     mails = [message(str(number)) for number in range(30)]
     for mail in mails:

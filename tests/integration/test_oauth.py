@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mailpoll import accounts, database, oauth
+from mailpoll import accounts, consent, database, oauth
 from mailpoll.actors.poll import poll
 from mailpoll.crypto import DecryptionError
 from mailpoll.imap import Fault, ImapError
@@ -441,6 +441,20 @@ def test_the_big_providers_have_their_place_and_scope(provider: str, scope: str)
     assert client.scope.startswith(scope)
     assert (client.client_id, client.client_secret) == ("id", "canary-secret")
     assert "canary" not in repr(client) + repr(config)
+
+
+def test_the_tenant_stands_in_both_addresses_of_any_other_provider() -> None:
+    config = from_environment(
+        {
+            "MAILPOLL_OAUTH_MICROSOFT_TENANT": "ours",
+            "MAILPOLL_OAUTH_GENERIC_CLIENT_ID": "id",
+            "MAILPOLL_OAUTH_GENERIC_TOKEN_URL": "https://{tenant}.example.org/token",
+            "MAILPOLL_OAUTH_GENERIC_AUTHORIZATION_URL": "https://example.org/{tenant}/agree",
+        }
+    )
+    assert oauth.client_of("generic", config).token_url == "https://ours.example.org/token"
+    provider = consent.provider_of("generic", config)
+    assert (provider.title, provider.url) == ("example.org", "https://example.org/ours/agree")
 
 
 def test_a_host_of_a_big_provider_tells_whose_token_server_it_is(

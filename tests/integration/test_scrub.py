@@ -9,13 +9,22 @@ from typing import Any
 
 import pytest
 
-from mailpoll import accounts, actors, alarms, database, runtime, scrub
+from mailpoll import accounts, actors, alarms, budgets, database, runtime, scrub
 from mailpoll.blobs import NewBlob, StorageType, StoreUnavailable
 from mailpoll.crypto import DataKeyError
-from mailpoll.models import EmailAccount, EmailAttachment, EmailDamage, EmailRawMessage, EmailScrub
+from mailpoll.imap import Login, connect
+from mailpoll.models import (
+    EmailAccount,
+    EmailAttachment,
+    EmailDamage,
+    EmailFolder,
+    EmailLocation,
+    EmailRawMessage,
+    EmailScrub,
+)
 from mailpoll.settings import settings
 from tests.integration.conftest import SETS, run_system
-from tests.integration.rows import account_row
+from tests.integration.rows import account_row, change_accounts
 from tests.integration.system import System
 from tests.integration.test_fsck import (
     DAMAGE,
@@ -211,6 +220,183 @@ def test_a_blob_that_cannot_be_healed_now_is_tried_again_later(
     assert found(system) == {"corrupt": 1, "missing": 0, "healed": 1, "damaged": 0}
 
 
+# --- servers
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whom the scrub logs in as, session by session."""
+    users: list[str] = []
+
+    def counted(login: Login, *arguments: Any) -> Any:
+        users.append(login.username)
+        return connect(login, *arguments)
+
+    monkeypatch.setattr("mailpoll.fsck.server.connect", counted)
+    return users
+
+
+def spoil_all(system: System) -> None:
+    for number in (1, 2, 3):
+        spoil(system, message_row(number).storage_key, DAMAGE["bit flip"][0])
+
+
+def reasons(system: System, account: EmailAccount) -> set[str]:
+    shown = damaged(system, account)
+    assert len(shown) == 3
+    assert len({one["storage_key"] for one in shown}) == 3
+    return {one["reason"] for one in shown}
+
+
+def healed_later(system: System, sessions: list[str]) -> None:
+    """When its hour is over all is healed, over one session; before, nobody logs in."""
+    sessions.clear()
+    change(started_at=database.now() + timedelta(days=1))  # no round is due
+    actors.scrub.fn()
+    assert sessions == []
+    with database.transaction():
+        EmailDamage.update(next_attempt_at=database.now()).execute()
+    actors.scrub.fn()
+    assert len(sessions) == 1
+    assert (found(system)["healed"], found(system)["damaged"]) == (3, 0)
+
+
+def test_damaged_blobs_of_one_account_are_healed_over_one_session(
+    system: System, account: EmailAccount, sessions: list[str]
+) -> None:
+    spoil_all(system)
+    actors.scrub.fn()
+    assert found(system) == {"corrupt": 3, "missing": 0, "healed": 3, "damaged": 0}
+    assert sessions == [account.username]
+    # And its share of the limits is given back
+    assert list(system.broker.client.scan_iter("mailpoll:limit:slots:*")) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"state": "paused"}, "the account is not polled"),
+        ({"state": "auth_failed"}, "its login is refused, and not tried again"),
+        ({"host": ""}, "the account has no server"),
+        ({"failures": 2, "last_error": "no answer"}, "its polls fail: no answer"),
+    ],
+)
+def test_an_account_that_polls_do_not_ask_is_not_logged_in_to(
+    system: System,
+    account: EmailAccount,
+    sessions: list[str],
+    columns: dict[str, Any],
+    reason: str,
+) -> None:
+    before = {name: getattr(account, name) for name in columns}
+    spoil_all(system)
+    change_accounts(**columns)
+    actors.scrub.fn()
+    assert (sessions, reasons(system, account)) == ([], {reason})
+    change_accounts(**before)
+    healed_later(system, sessions)
+
+
+@pytest.mark.parametrize("limit", ["ACCOUNT_CONNECTIONS", "HOST_CONNECTIONS", "HOST_LOGINS"])
+def test_an_account_is_logged_in_to_within_the_limits_of_polls(
+    system: System,
+    account: EmailAccount,
+    sessions: list[str],
+    limit: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a poll that has taken the last that a limit allows
+    spoil_all(system)
+    monkeypatch.setenv(f"MAILPOLL_IMAP_{limit}", "1")
+    settings.cache_clear()
+    limits = system.broker.limits
+    assert limits.hold(budgets.login_terms(account.id)[1], "a poll") == 0
+    # When its account is scrubbed
+    actors.scrub.fn()
+    # Then that waits
+    (reason,) = reasons(system, account)
+    assert (sessions, "may be logged in to in" in reason) == ([], True)
+    # And goes on when there is room again
+    limits.give_back("a poll")
+    for key in system.broker.client.scan_iter("mailpoll:limit:*"):
+        system.broker.client.delete(key)
+    healed_later(system, sessions)
+
+
+def test_a_host_that_wants_to_be_left_alone_is_left_alone(
+    system: System, account: EmailAccount, sessions: list[str]
+) -> None:
+    spoil_all(system)
+    budgets.leave_alone(account.host, 600, "come back later")
+    actors.scrub.fn()
+    (reason,) = reasons(system, account)
+    assert (sessions, "may be logged in to in" in reason) == ([], True)
+    budgets.leave_alone(account.host, -1, "now")
+    healed_later(system, sessions)
+
+
+def test_a_server_that_refuses_the_login_is_asked_once(
+    system: System, account: EmailAccount, sessions: list[str]
+) -> None:
+    spoil_all(system)
+    change_accounts(credential=runtime.keyring().encrypt("wrong", f"{account.uuid}:credential"))
+    actors.scrub.fn()
+    assert len(sessions) == 1
+    assert "its session ended" in reasons(system, account)
+    change_accounts(credential=account.credential)
+    healed_later(system, sessions)
+
+
+def test_a_folder_that_cannot_be_opened_ends_no_session(
+    system: System, account: EmailAccount, sessions: list[str]
+) -> None:
+    # Given a message whose folder the server does not open
+    spoil_all(system)
+    with database.transaction():
+        inbox = EmailFolder.get(EmailFolder.account == account.id)
+        gone = EmailFolder.create(
+            account=account.id,
+            wire_name="Gone",
+            name="Gone",
+            uidvalidity=inbox.uidvalidity,
+            low=1,
+            high=1,
+        )
+        place = EmailLocation
+        first = message_row(1).id
+        place.update(folder=gone.id).where(place.message == first).execute()
+    actors.scrub.fn()
+    # Then the others are healed over the same session
+    assert (len(sessions), found(system)["healed"]) == (1, 2)
+    assert [one["message_id"] for one in damaged(system, account)] == [first]
+    # And that one when it lies where the server has it
+    with database.transaction():
+        place.update(folder=inbox.id).where(place.message == first).execute()
+        gone.delete_instance()
+        EmailDamage.update(next_attempt_at=database.now()).execute()
+    actors.scrub.fn()
+    assert (len(sessions), found(system)["healed"], found(system)["damaged"]) == (2, 3, 0)
+
+
+def test_healing_takes_no_more_than_the_bytes_of_the_day(
+    system: System,
+    account: EmailAccount,
+    sessions: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoil_all(system)
+    monkeypatch.setenv("MAILPOLL_IMAP_DAY_BYTES", "1")
+    settings.cache_clear()
+    actors.scrub.fn()
+    assert sessions == []
+    assert any("0 bytes" in one for one in reasons(system, account))
+    monkeypatch.delenv("MAILPOLL_IMAP_DAY_BYTES")
+    settings.cache_clear()
+    spent = account_row(account.uuid).traffic_bytes
+    healed_later(system, sessions)
+    assert account_row(account.uuid).traffic_bytes > spent
+
+
 def test_a_round_is_spread_over_its_days(
     system: System, account: EmailAccount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,7 +464,7 @@ def test_a_run_that_was_taken_for_dead_writes_nothing_any_more(
     change(lease_until=database.now())
     actors.scrub.fn()
     with pytest.raises(scrub.TakenOver):
-        scrub.Slice(first).end()
+        scrub.Slice(first, system.broker.limits).end()
     assert state().position == state().end
 
 
