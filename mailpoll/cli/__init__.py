@@ -15,6 +15,7 @@ from . import (
     deletions,
     doctor,
     events,
+    examples,
     fsck,
     keys,
     messages,
@@ -80,6 +81,7 @@ for command in (
     deletions.receipt,
 ):
     accounts.accounts.add_command(command)
+examples.show(cli)
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def accounts() -> None:
 )
 @click.option("--password-stdin", is_flag=True, help="read the secret from standard input")
 @click.option("--no-test", is_flag=True, help="save without logging in")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def add(
     *, password_stdin: bool, no_test: bool, as_json: bool, new_only: bool, **fields: Any
@@ -109,7 +109,7 @@ def _since(since: datetime | None, new_only: bool) -> datetime | None:
 @accounts.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--dry-run", is_flag=True, help="only check: no server is asked, nothing is added")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @failing_with_2
 @needs_database
 def import_accounts(file: str, dry_run: bool, as_json: bool) -> None:
@@ -170,7 +170,9 @@ def _show_import(report: "ImportReport") -> None:
 
 
 @accounts.command("list")
-@click.option("--state", type=click.Choice(["active", "paused", "auth_failed", "archive"]))
+@click.option(
+    "--state", type=click.Choice(["active", "paused", "auth_failed", "archive"]), help="only those"
+)
 @click.option("--address", metavar="TEXT", help="with this in the address")
 @click.option("--limit", type=click.IntRange(1), help="default: all")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
@@ -211,7 +213,7 @@ def list_accounts(state: str | None, address: str | None, limit: int | None, as_
 
 @accounts.command("show")
 @click.argument("account")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def show_account(account: str, as_json: bool) -> None:
     """Show how a mailbox is set up and how its polls go. Its mail: mailpoll stats ACCOUNT."""
@@ -239,8 +241,10 @@ def _words(value: Any) -> str:
 @click.option("--refresh-token", "asks", flag_value="refresh_token", help="asks for a new one")
 @click.option("--password-stdin", is_flag=True, help="read the secret from standard input")
 @click.option("--host", help="IMAP server")
-@click.option("--port", type=int)
-@click.option("--security", type=click.Choice(["tls", "starttls", "plain"]))
+@click.option("--port", type=int, help="of the IMAP server")
+@click.option(
+    "--security", type=click.Choice(["tls", "starttls", "plain"]), help="how it is encrypted"
+)
 @click.option("--username", help="what the server knows it by")
 @click.option("--folder", "folders", multiple=True, help="only this folder; can be repeated")
 @click.option("--all-folders", is_flag=True, help="no longer only some")
@@ -251,7 +255,7 @@ def _words(value: Any) -> str:
 @click.option("--retention-days", type=int, help="days that mail is kept; 0: for ever")
 @click.option("--retention-expunged-days", type=int, help="the same after it left the server")
 @click.option("--no-test", is_flag=True, help="save without logging in")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def edit(
     account: str,
@@ -263,12 +267,7 @@ def edit(
     as_json: bool,
     **fields: Any,
 ) -> None:
-    """Change a mailbox: only what is given; a changed login is tried before it is saved.
-
-    \b
-      mailpoll accounts edit me@example.org --password
-      mailpoll accounts edit me@example.org --interval 30 --push
-    """
+    """Change a mailbox: only what is given; a changed login is tried before it is saved."""
     from pydantic import ValidationError
 
     from .. import accounts as service
@@ -306,7 +305,7 @@ def edit(
 
 @accounts.command("test")
 @click.argument("account")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def test_login(account: str, as_json: bool) -> None:
     """Log in with the stored password and list the folders."""

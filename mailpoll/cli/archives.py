@@ -23,6 +23,7 @@ from .search import parsed
     type=click.Choice(["mbox", "zip", "maildir"]),
     default="mbox",
     show_default=True,
+    help="one file, a file for each message, or a directory",
 )
 @click.option(
     "--output",
@@ -34,7 +35,7 @@ from .search import parsed
 @click.option("--since", type=click.DateTime(["%Y-%m-%d"]), help="arrived then or later (UTC)")
 @click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="arrived before (UTC)")
 @click.option("--query", help="only what this search finds, newest first")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @failing_with_2
 @needs_database
 def export_account(
@@ -93,7 +94,7 @@ def export_account(
 @click.option("--folder", help="where all messages go; default: as the archive says")
 @click.option("--mboxo", is_flag=True, help="mbox files quote From alone, and not >From")
 @click.option("--dry-run", is_flag=True, help="read everything, and store nothing")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @failing_with_2
 @needs_database
 def import_files(

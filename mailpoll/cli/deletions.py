@@ -11,7 +11,7 @@ from .output import Failure, new_table, show, show_json
 
 @click.command("deletions")
 @click.option("--limit", default=50, help="how many, newest first")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def deletions(limit: int, as_json: bool) -> None:
     """List the accounts that were deleted, or are being deleted."""
@@ -39,7 +39,7 @@ def deletions(limit: int, as_json: bool) -> None:
 
 @click.command("receipt")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def receipt(name: str, as_json: bool) -> None:
     """Show what was removed of a deleted account: by the id of the deletion or of the account.

@@ -13,8 +13,10 @@ from .output import safe, show, show_json, styled
 @click.command()
 @click.argument("address", required=False)
 @click.option("--host", help="IMAP server; default: looked for by the address")
-@click.option("--port", type=int)
-@click.option("--security", type=click.Choice(["tls", "starttls", "plain"]))
+@click.option("--port", type=int, help="default: as found")
+@click.option(
+    "--security", type=click.Choice(["tls", "starttls", "plain"]), help="default: as found"
+)
 @click.option("--username", help="default: the address")
 @click.option(
     "--oauth",
@@ -23,7 +25,7 @@ from .output import safe, show, show_json, styled
     help="log in with OAuth 2: asks for a refresh token of this provider",
 )
 @click.option("--password-stdin", is_flag=True, help="read the secret from standard input")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_settings
 def doctor(*, address: str | None, password_stdin: bool, as_json: bool, **fields: Any) -> None:
     """Find out what is wrong, and what to do about it.

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 @click.option("--after", type=click.IntRange(0), metavar="ID", help="only those behind this one")
 @types_option("such as message.new; can be repeated; default: all")
 @click.option("--account", metavar="ADDRESS_OR_ID", help="only of this mailbox")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=50,
+    show_default=True,
+    help="how many at most",
+)
 @click.option("--follow", is_flag=True, help="then show what comes, until Ctrl-C")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
 @needs_database
@@ -37,10 +43,6 @@ def list_events(
     Shows the latest events, oldest first; with --after ID the first ones behind that. Ids never
     change and have no gaps: a program that keeps the last one that it saw goes on from there
     and misses nothing.
-
-    \b
-      mailpoll events --type message.failed --account me@example.org
-      mailpoll events --follow --json --after 120
     """
     chosen = _Chosen(list(types) or None, find_account(account).id if account else None)
     addresses = _Addresses()

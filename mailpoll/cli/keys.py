@@ -25,7 +25,7 @@ def keys_new() -> None:
 
 
 @keys.command("status")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def keys_status(as_json: bool) -> None:
     """Show how many stored secrets each key has sealed.
@@ -60,7 +60,7 @@ def keys_status(as_json: bool) -> None:
 
 
 @keys.command("rotate")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def keys_rotate(as_json: bool) -> None:
     """Seal every stored secret with the first key, while everything runs.
@@ -93,7 +93,7 @@ def keys_rotate(as_json: bool) -> None:
 
 @keys.command("remove")
 @click.argument("key")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def keys_remove(key: str, as_json: bool) -> None:
     """Take a key out of the ring, by the id that `status` shows; refused while it is needed."""
@@ -130,13 +130,15 @@ def api_keys() -> None:
 
 @api_keys.command("create")
 @click.argument("name")
-@click.option("--scope", type=click.Choice(["read", "operate", "admin"]), required=True)
+@click.option(
+    "--scope", type=click.Choice(["read", "operate", "admin"]), required=True, help="what it may do"
+)
 @click.option(
     "--expires",
     type=click.DateTime(["%Y-%m-%d"]),
     help="it opens nothing from then on (UTC); default: never",
 )
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def create_key(name: str, scope: str, expires: datetime | None, as_json: bool) -> None:
     """Make a key and print its token, which cannot be shown again."""
@@ -167,7 +169,7 @@ def _key(row: Any) -> dict[str, Any]:
 
 
 @api_keys.command("list")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def list_keys(as_json: bool) -> None:
     """List the keys, revoked ones too."""
@@ -190,7 +192,7 @@ def list_keys(as_json: bool) -> None:
 
 @api_keys.command("revoke")
 @click.argument("key")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def revoke_key(key: str, as_json: bool) -> None:
     """Let a key (its name or id) open nothing any more, at once."""

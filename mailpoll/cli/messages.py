@@ -29,7 +29,7 @@ def messages() -> None:
 @messages.command("list")
 @click.argument("account")
 @click.option("--folder", help="only of the folder of this name")
-@click.option("--status", type=click.Choice(["stored", "processed", "failed"]))
+@click.option("--status", type=click.Choice(["stored", "processed", "failed"]), help="only those")
 @click.option("--since", metavar="MOMENT", help="arrived then or later, such as 2026-01-31")
 @click.option("--before", metavar="MOMENT", help="arrived before")
 @click.option("--message-id", help="with this Message-ID")
@@ -37,16 +37,17 @@ def messages() -> None:
     "--flag", help="with this flag or keyword, such as \\Flagged, where they are followed"
 )
 @click.option("--unseen", is_flag=True, default=None, help="without the flag \\Seen")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=50,
+    show_default=True,
+    help="how many at most",
+)
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
 @needs_database
 def list_messages(account: str, limit: int, as_json: bool, **filters: Any) -> None:
-    """List a mailbox's messages, newest first.
-
-    \b
-      mailpoll messages list me@example.org --folder INBOX --since 2026-01-31
-      mailpoll messages list me@example.org --status failed --json
-    """
+    """List a mailbox's messages, newest first."""
     row = find_account(account)
     for name in ("flag", "unseen"):
         if filters[name] is not None and not row.sync_flags:
@@ -236,7 +237,7 @@ def list_failed(as_json: bool) -> None:
 @messages.command("retry")
 @click.argument("numbers", metavar="[ID]…", type=click.IntRange(1), nargs=-1)
 @click.option("--error", help="all that failed for this reason, as `messages failed` shows it")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def retry(numbers: tuple[int, ...], error: str | None, as_json: bool) -> None:
     """Process failed messages again: some of them, or all that failed for one reason."""
@@ -276,7 +277,13 @@ def _retry_reason(error: str) -> int:
 @click.option("--name", help="a part of the name")
 @click.option("--type", "kind", help="such as application/pdf or image/")
 @click.option("--min-size", type=click.IntRange(0), help="bytes")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=50,
+    show_default=True,
+    help="how many at most",
+)
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
 @needs_database
 def list_attachments(

@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 @click.command("report")
 @click.option(
-    "--period", type=click.Choice(["day", "week", "month"]), default="day", show_default=True
+    "--period",
+    type=click.Choice(["day", "week", "month"]),
+    default="day",
+    show_default=True,
+    help="how long",
 )
 @click.option(
     "--last", type=click.DateTime(["%Y-%m-%d"]), help="its last day (UTC); default: yesterday"
 )
 @click.option("--html", "as_html", is_flag=True, help="a document that mail programs show")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def make_report(period: str, last: datetime | None, as_html: bool, as_json: bool) -> None:
     """Report what came in a period, and how things stand: for cron, or once a week.
 
     A period is 1, 7 or 30 whole UTC days, of which the last is yesterday. Mail counts on the day
     that its server received it; what came before a mailbox was added counts there too.
-
-    \b
-      mailpoll report --period week
-      mailpoll report --html | mail -s "mailpoll" -a "Content-Type: text/html" ops@example.org
     """
     from .. import report
     from ..broker import make_broker

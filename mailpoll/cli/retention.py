@@ -136,7 +136,7 @@ def list_holds(as_json: bool) -> None:
 @click.argument("account")
 @click.option("--message", type=int, help="only this message of it, by its id")
 @click.option("--reason", required=True, help="why, as an audit will want to know")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def set_hold(account: str, message: int | None, reason: str, as_json: bool) -> None:
     """Let nothing of a mailbox be deleted, or not this message."""
@@ -159,7 +159,7 @@ def set_hold(account: str, message: int | None, reason: str, as_json: bool) -> N
 @legal_holds.command("lift")
 @click.argument("account")
 @click.option("--message", type=int, help="only that on this message, by its id")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def lift_hold(account: str, message: int | None, as_json: bool) -> None:
     """End a hold: on the whole mailbox, or on a message."""

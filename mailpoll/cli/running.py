@@ -32,7 +32,7 @@ def up() -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_settings
 def migrate(as_json: bool) -> None:
     """Bring the database up to date."""

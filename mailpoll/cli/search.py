@@ -14,8 +14,16 @@ if TYPE_CHECKING:
 @click.command("search")
 @click.argument("query")
 @click.option("--account", metavar="ADDRESS_OR_ID", help="only this mailbox")
-@click.option("--sort", type=click.Choice(["rank", "date"]), default="rank", show_default=True)
-@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
+@click.option(
+    "--sort",
+    type=click.Choice(["rank", "date"]),
+    default="rank",
+    show_default=True,
+    help="what comes first",
+)
+@click.option(
+    "--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="how many at most"
+)
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
 @needs_database
 def find(query: str, account: str | None, sort: str, limit: int, as_json: bool) -> None:
@@ -59,7 +67,7 @@ def _marked(pieces: list[Any]) -> "Text":
 @click.command()
 @click.option("--account", metavar="ADDRESS_OR_ID", help="only this mailbox")
 @click.option("--all", "everything", is_flag=True, help="also what is indexed already")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def reindex(account: str | None, everything: bool, as_json: bool) -> None:
     """Bring the search index and the threads up to date from what is stored.

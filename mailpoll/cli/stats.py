@@ -26,7 +26,7 @@ UNFETCHED = 20
 
 @click.command()
 @click.argument("account", required=False)
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def stats(account: str | None, as_json: bool) -> None:
     """Show figures of all mailboxes, or of one."""

@@ -67,7 +67,7 @@ def list_hooks(as_json: bool) -> None:
 @click.option("--body-limit", type=int, help="bytes of text and of HTML with --payload bodies")
 @click.option("--rate", type=int, help="deliveries a second, at most")
 @click.option("--description", help="what it is for")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def add_hook(
     url: str, types: tuple[str, ...], accounts: tuple[str, ...], as_json: bool, **fields: Any
@@ -76,9 +76,6 @@ def add_hook(
 
     Prints the secret that its requests are signed with, which cannot be shown again: the receiver
     verifies them with it, after Standard Webhooks.
-
-    \b
-      mailpoll webhooks add https://example.org/mail --type message.new --payload fields
     """
     from pydantic import ValidationError
 
@@ -107,7 +104,7 @@ def add_hook(
 
 @hooks.command("show")
 @click.argument("webhook")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def show_hook(webhook: str, as_json: bool) -> None:
     """Show a webhook with all its settings, and where it is in the log of events."""
@@ -134,7 +131,7 @@ def _value(name: str, value: Any) -> "Text":
 
 @hooks.command("test")
 @click.argument("webhook")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def test_hook(webhook: str, as_json: bool) -> None:
     """Send a test event now, and tell what the receiver answers.
@@ -162,7 +159,7 @@ def test_hook(webhook: str, as_json: bool) -> None:
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
     help="what happened then or later (UTC)",
 )
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def replay_hook(webhook: str, after: int | None, since: datetime | None, as_json: bool) -> None:
     """Send events again that were delivered before, with the same ids.
@@ -181,7 +178,7 @@ def replay_hook(webhook: str, after: int | None, since: datetime | None, as_json
 
 @hooks.command("enable")
 @click.argument("webhook")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def enable_hook(webhook: str, as_json: bool) -> None:
     """Let a webhook be told again, also one that mailpoll has disabled; it goes on where it was."""
@@ -192,7 +189,7 @@ def enable_hook(webhook: str, as_json: bool) -> None:
 
 @hooks.command("disable")
 @click.argument("webhook")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def disable_hook(webhook: str, as_json: bool) -> None:
     """Tell a webhook nothing until it is enabled again; its events wait in the log.
@@ -205,7 +202,7 @@ def disable_hook(webhook: str, as_json: bool) -> None:
 @hooks.command("remove")
 @click.argument("webhook")
 @click.option("--yes", is_flag=True, help="do not ask")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def remove_hook(webhook: str, yes: bool, as_json: bool) -> None:
     """Remove a webhook with the log of its deliveries."""
@@ -220,8 +217,14 @@ def remove_hook(webhook: str, yes: bool, as_json: bool) -> None:
 
 @hooks.command("deliveries")
 @click.argument("webhook")
-@click.option("--outcome", type=click.Choice(["delivered", "failed", "refused"]))
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@click.option("--outcome", type=click.Choice(["delivered", "failed", "refused"]), help="only those")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=50,
+    show_default=True,
+    help="how many at most",
+)
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
 @needs_database
 def list_deliveries(webhook: str, outcome: str | None, limit: int, as_json: bool) -> None:
