@@ -164,7 +164,10 @@ class Statement:
         return proxy.execute_sql(sql, flat)
 
     def models(self, model: type[Row], *parameters: Any) -> list[Row]:
-        """Execute a SELECT; its rows as instances of a model, whose columns it names."""
+        """Execute a SELECT; its rows as instances of a model, whose columns it names.
+
+        Columns that the model does not have are those of a later version, which is rolled out.
+        """
         cursor = self.run(*parameters)
         names = tuple(column[0] for column in cursor.description)
         columns = _columns(model, names)  # type: ignore[arg-type]
@@ -187,18 +190,18 @@ class Statement:
 @cache
 def _columns(
     model: type[peewee.Model], names: tuple[str, ...]
-) -> list[tuple[str, Callable[[Any], Any]]]:
-    """The field of each column, and what makes its value of the database's."""
-    fields = (model._meta.columns[name] for name in names)
-    return [(field.name, field.python_value) for field in fields]
+) -> list[tuple[int, str, Callable[[Any], Any]]]:
+    """The place of each known column, its field, and what makes its value of the database's."""
+    known = model._meta.columns
+    fields = ((place, known[name]) for place, name in enumerate(names) if name in known)
+    return [(place, field.name, field.python_value) for place, field in fields]
 
 
 def _instance(
-    model: type[Row], columns: list[tuple[str, Callable[[Any], Any]]], row: tuple[Any, ...]
+    model: type[Row], columns: list[tuple[int, str, Callable[[Any], Any]]], row: tuple[Any, ...]
 ) -> Row:
     found = model(__no_default__=1)
-    values = zip(columns, row, strict=True)
-    found.__data__ = {name: convert(value) for (name, convert), value in values}
+    found.__data__ = {name: convert(row[place]) for place, name, convert in columns}
     found._dirty.clear()
     return found
 

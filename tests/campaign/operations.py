@@ -18,7 +18,7 @@ import redis
 
 from mailpoll import database
 from mailpoll.crypto import key_id
-from mailpoll.models import EmailAccount
+from mailpoll.models import TABLES, EmailAccount
 from mailpoll.settings import new_key
 from tests.campaign.case import ATTEMPT_BOUND, EMBEDDED, PRODUCTION, fault
 from tests.campaign.fast import expect
@@ -358,11 +358,12 @@ def rolling_upgrade(world: World, _: str) -> None:
 
     world.run_for(10, each)
     with database.transaction():
-        for statement in (
-            "ALTER TABLE email_raw_messages ADD COLUMN of_next_version TEXT",
-            "CREATE INDEX of_next_version ON email_raw_messages (of_next_version)",
-        ):
-            database.proxy.execute_sql(statement)
+        for table in TABLES:
+            name = table._meta.table_name
+            database.proxy.execute_sql(f"ALTER TABLE {name} ADD COLUMN of_next_version TEXT")
+        database.proxy.execute_sql(
+            "CREATE INDEX of_next_version ON email_raw_messages (of_next_version)"
+        )
     world.run_for(15, each)
     for role in list(world.commands):
         world.processes[role].terminate()  # it ends in its own time, and is started again

@@ -1,8 +1,12 @@
 """SQL that is written out means the same to both databases."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from mailpoll import database
 from mailpoll.database import Statement
-from tests.integration.system import System
+from mailpoll.models import TABLES
+from tests.integration.system import System, message
 
 AMONG = Statement("SELECT count(*) FROM email_accounts WHERE address IN [] AND poll_interval > ?")
 
@@ -11,6 +15,18 @@ def among(*addresses: str) -> int:
     with database.connected():
         (count,) = AMONG.run(list(addresses), 0).fetchone()
     return int(count)
+
+
+@contextmanager
+def later_columns() -> Iterator[None]:
+    """A column more in each table."""
+    names = [table._meta.table_name for table in TABLES]
+    for verb in ("ADD COLUMN later TEXT", "DROP COLUMN later"):
+        with database.transaction():
+            for name in names:
+                database.proxy.execute_sql(f"ALTER TABLE {name} {verb}")
+        if verb.startswith("ADD"):
+            yield
 
 
 def test_a_list_of_any_length_is_a_parameter(system: System, address: str) -> None:
@@ -26,3 +42,16 @@ def test_a_poll_that_finds_no_folder_does_not_fail(system: System, address: str)
     shown = f"/admin/email-accounts/{account}"
     # When it is polled, then that ends well
     system.work_until(lambda: system.get(shown)["last_success_at"] is not None)
+
+
+def test_columns_of_a_later_version_stop_no_process_of_this_one(
+    system: System, address: str
+) -> None:
+    """A new version's migration runs while the old processes go on."""
+    system.dovecot.deliver(address, message("new"))
+    account = system.add_account(address, test=False)
+    with later_columns():
+        system.poll_and_process(account)
+        system.dovecot.deliver(address, message("newer"))
+        system.poll_and_process(account)
+    assert len(system.messages(account)) == 2
