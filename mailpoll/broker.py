@@ -25,6 +25,7 @@ from periodiq import PeriodiqMiddleware
 from .bell import Bell
 from .blobs import StoreUnavailable
 from .database import AWAY
+from .middleware.memory import GiveBack
 from .middleware.one_signal import OneSignal
 from .middleware.rate_limit import RateLimit
 from .middleware.task_stats import TaskStats
@@ -265,6 +266,7 @@ def make_broker(settings: Settings) -> Broker:
             ShutdownNotifications(),
             OneSignal(),
             RateLimit(client),
+            GiveBack(),
             Retries(max_retries=RETRIES, min_backoff=1_000, max_backoff=60_000),
             PeriodiqMiddleware(skip_delay=TICK_PATIENCE),
             TaskStats(client),

@@ -200,6 +200,15 @@ class WireIMAP4(imaplib.IMAP4):
         self._lines, self._left = 0, ANSWER_BYTES
         super().__init__(host)
 
+    @property  # type: ignore[override]
+    def tagpre(self) -> bytes:
+        """What tags begin with: ``imaplib`` compiles an expression for each, which takes 0.1 ms."""
+        return b"MAIL"
+
+    @tagpre.setter
+    def tagpre(self, _: bytes) -> None:
+        """``imaplib`` would choose one by chance."""
+
     def open(self, host: str = "", port: int = 0, timeout: float | None = None) -> None:  # noqa: ARG002
         self.host, self.port = host, port
         self.sock = self._open_socket()
