@@ -19,10 +19,14 @@ import falcon.testing
 from bench.filled import Filling, uuid
 from bench.growth import SETS, TOKEN, Servers, say
 from bench.results import DIRECTORY, Cell, Result, Table
+from mailpoll import database
+from mailpoll.models import EmailRawMessage
 from mailpoll.settings import settings
 
 ACCOUNTS = 5_000
 TIMES = 15
+#: Messages of a conversation.
+MEMBERS = 50
 ORIGIN = {"Origin": "http://falconframework.org"}
 
 
@@ -30,6 +34,8 @@ def pages(filling: Filling) -> dict[str, str]:
     """Every page by what it shows, of the largest mailbox where it is of one."""
     number = next(n for n in range(filling.messages // 2, filling.messages) if n % 20 == 0)
     largest = uuid(1)
+    hook, export, deletion = things(largest)
+    conversation(number)
     return {
         "overview": "/",
         "accounts": "/accounts",
@@ -41,21 +47,49 @@ def pages(filling: Filling) -> dict[str, str]:
         "exporting an account": f"/accounts/{largest}/export",
         "attachments of an account": f"/accounts/{largest}/attachments",
         "adding an account": "/accounts/new",
+        "adding accounts by a file": "/accounts/import",
         "messages": "/messages",
         "messages of an account": f"/messages?account={largest}",
         "a message": f"/messages/{number}",
         "messages that failed": "/messages?status=failed",
+        "a conversation": f"/threads/{number}",
         "search": "/search",
         "failed": "/failed",
         "tasks": "/tasks",
         "webhooks": "/webhooks",
+        "adding a webhook": "/webhooks/new",
+        "a webhook": f"/webhooks/{hook}",
         "deletions": "/deletions",
+        "a deletion": f"/deletions/{deletion}",
         "exports": "/exports",
+        "an export": f"/exports/{export}",
         "holds": "/holds",
         "keys": "/keys",
         "audit log": "/audit",
         "settings": "/settings",
     }
+
+
+def things(account: str) -> tuple[str, str, str]:
+    """A webhook, an export of an account, and the deletion of another, which all begin."""
+    from mailpoll.web.app import create_app
+
+    key = {"Authorization": f"Bearer {TOKEN}"}
+    api = falcon.testing.TestClient(create_app(), headers=key)
+    hook = api.simulate_post("/admin/webhooks", json={"url": "https://192.0.2.1/hook"})
+    export = api.simulate_post("/admin/exports", json={"account_id": account, "format": "zip"})
+    api.simulate_delete(f"/admin/email-accounts/{uuid(ACCOUNTS)}")
+    deletions = api.simulate_get("/admin/delete-jobs").json["items"]
+    return hook.json["id"], export.json["id"], deletions[0]["id"]
+
+
+def conversation(number: int) -> None:
+    """Let messages of the largest mailbox be one, by the number of one of them."""
+    with database.transaction():
+        account = EmailRawMessage.get_by_id(number).account_id
+        mine = EmailRawMessage.select(EmailRawMessage.id).where(EmailRawMessage.account == account)
+        ids = [row.id for row in mine.where(EmailRawMessage.id <= number).limit(MEMBERS)]
+        EmailRawMessage.update(thread_id=number).where(EmailRawMessage.id.in_(ids)).execute()
 
 
 def signed_in() -> falcon.testing.TestClient:

@@ -34,7 +34,7 @@ RESTART = 1.0
 GRACE = 25.0
 #: How far pollers and workers step back on a machine that they share with the API: whoever asks it
 #: waits for an answer, and mail that is fetched by the thousand does not.
-NICENESS = 10
+NICENESS = 5
 
 
 @dataclass(slots=True)
