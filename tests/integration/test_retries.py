@@ -365,7 +365,7 @@ def undo_processing() -> None:
         EmailAttachment.delete().execute()
         EmailEvent.delete().where(EmailEvent.type == "message.new").execute()
         EmailAccountDay.update(attachments=0, attachment_bytes=0).execute()
-        EmailRawMessage.update(status="stored", attempts=0).execute()
+        EmailRawMessage.update(status="stored", attempts=0, parser=None).execute()
 
 
 def comparable(tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
