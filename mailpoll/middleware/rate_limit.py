@@ -22,7 +22,7 @@ from .. import database
 log = structlog.get_logger()
 
 #: Seconds to wait while the database, which knows the limits, does not answer.
-UNKNOWN = 5.0
+UNKNOWN = 2.0
 
 #: Milliseconds of waiting that are spread, at most.
 SPREAD = 60_000
@@ -130,7 +130,7 @@ class RateLimit(Middleware):
         if rules is None:
             return
         try:
-            seconds, limits = rules.terms(*message.args)
+            seconds, limits = _terms(rules, message)
         except Exception as error:
             # Dramatiq would log a critical failure of the process.
             log.warning("no limit was looked up", error=type(error).__name__)
@@ -200,6 +200,14 @@ class RateLimit(Middleware):
         except redis.RedisError as error:
             log.warning("rate limits are off: Redis does not answer", error=str(error))
             return 0
+
+
+def _terms(rules: Limits, message: Message[Any]) -> tuple[float, Sequence[Limit]]:
+    """Asked twice where the database fails: the connection may be one that was lost long ago."""
+    try:
+        return rules.terms(*message.args)
+    except database.AWAY:
+        return rules.terms(*message.args)
 
 
 def _key(limit: Limit) -> str:

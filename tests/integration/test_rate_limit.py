@@ -248,6 +248,21 @@ def test_a_task_whose_limits_are_unknown_waits_for_the_database(system: System) 
         system.broker.emit_before("process_message", message)
 
 
+def test_a_lost_connection_is_not_taken_for_a_database_that_is_away(system: System) -> None:
+    class Once(One):
+        lost = False
+
+        def terms(self, *_: Any) -> tuple[float, Sequence[Limit]]:
+            if not self.lost:
+                self.lost = True
+                raise peewee.OperationalError("server closed the connection unexpectedly")
+            return super().terms()
+
+    message = declare(system.broker, Once()).message(0)
+    system.broker.emit_before("process_message", message)
+    system.broker.emit_after("process_message", message)
+
+
 def test_a_message_that_is_put_off_never_runs_over_the_limit(system: System) -> None:
     # Given a limit that cannot write down that a message was put off
     class Forgetful(One):
