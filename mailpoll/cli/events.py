@@ -8,7 +8,7 @@ import click
 
 from .event_types import types_option
 from .needs import find_account, needs_database
-from .output import new_table, safe, show, show_json, styled
+from .output import at_most, new_table, safe, show, show_json, styled
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 @click.option("--after", type=click.IntRange(0), metavar="ID", help="only those behind this one")
 @types_option("such as message.new; can be repeated; default: all")
 @click.option("--account", metavar="ADDRESS_OR_ID", help="only of this mailbox")
-@click.option(
-    "--limit",
-    type=click.IntRange(1, 100_000),
-    default=50,
-    show_default=True,
-    help="how many at most",
-)
+@at_most
 @click.option("--follow", is_flag=True, help="then show what comes, until Ctrl-C")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
 @needs_database

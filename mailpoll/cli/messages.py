@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from .needs import find_account, needs_database
-from .output import Failure, new_table, readable_size, refused, safe, show, show_json, styled
+from .output import (
+    Failure,
+    at_most,
+    new_table,
+    readable_size,
+    refused,
+    safe,
+    show,
+    show_json,
+    styled,
+)
 
 if TYPE_CHECKING:
     from ..models import EmailAccount, EmailRawMessage
@@ -37,13 +47,7 @@ def messages() -> None:
     "--flag", help="with this flag or keyword, such as \\Flagged, where they are followed"
 )
 @click.option("--unseen", is_flag=True, default=None, help="without the flag \\Seen")
-@click.option(
-    "--limit",
-    type=click.IntRange(1, 100_000),
-    default=50,
-    show_default=True,
-    help="how many at most",
-)
+@at_most
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
 @needs_database
 def list_messages(account: str, limit: int, as_json: bool, **filters: Any) -> None:
@@ -277,13 +281,7 @@ def _retry_reason(error: str) -> int:
 @click.option("--name", help="a part of the name")
 @click.option("--type", "kind", help="such as application/pdf or image/")
 @click.option("--min-size", type=click.IntRange(0), help="bytes")
-@click.option(
-    "--limit",
-    type=click.IntRange(1, 100_000),
-    default=50,
-    show_default=True,
-    help="how many at most",
-)
+@at_most
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
 @needs_database
 def list_attachments(

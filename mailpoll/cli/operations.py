@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .needs import needs_database, needs_settings
-from .output import Failure, new_table, safe, show, show_json, tell
+from .output import Failure, at_most, new_table, safe, show, show_json, tell
 
 
 @click.command("audit")
@@ -17,13 +17,7 @@ from .output import Failure, new_table, safe, show, show_json, tell
 @click.option("--action", help="such as account.delete")
 @click.option("--target", help="the id of an account, a message …")
 @click.option("--since", type=click.DateTime(["%Y-%m-%d"]), help="from this day on (UTC)")
-@click.option(
-    "--limit",
-    type=click.IntRange(1, 100_000),
-    default=50,
-    show_default=True,
-    help="how many at most",
-)
+@at_most
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
 @needs_database
 def show_audit(limit: int, as_json: bool, since: datetime | None, **filters: Any) -> None:

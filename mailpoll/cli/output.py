@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 CONSOLE = "mailpoll.console"
 
 
+#: The option of commands that list something, newest first.
+at_most = click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=50,
+    show_default=True,
+    help="how many at most",
+)
+
+
 class Failure(click.ClickException):
     """One line on standard error, exit code 1."""
 

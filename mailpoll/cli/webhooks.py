@@ -8,7 +8,7 @@ import click
 
 from .event_types import types_option
 from .needs import find_account, needs_database
-from .output import Failure, new_table, refused, safe, show, show_json, styled, tell
+from .output import Failure, at_most, new_table, refused, safe, show, show_json, styled, tell
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -218,13 +218,7 @@ def remove_hook(webhook: str, yes: bool, as_json: bool) -> None:
 @hooks.command("deliveries")
 @click.argument("webhook")
 @click.option("--outcome", type=click.Choice(["delivered", "failed", "refused"]), help="only those")
-@click.option(
-    "--limit",
-    type=click.IntRange(1, 100_000),
-    default=50,
-    show_default=True,
-    help="how many at most",
-)
+@at_most
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
 @needs_database
 def list_deliveries(webhook: str, outcome: str | None, limit: int, as_json: bool) -> None:
