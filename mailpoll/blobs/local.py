@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -129,9 +130,8 @@ class LocalFiles(BlobStore):
 
     def check(self) -> None:
         with _unavailable_on_error():
-            probe = self._root / TEMPORARY / f"check.{secrets.token_hex(8)}"
-            os.close(os.open(probe, _CREATE, 0o600))
-            probe.unlink()
+            # Without a name where the system can, so that a process killed here leaves nothing.
+            tempfile.TemporaryFile(dir=self._root / TEMPORARY).close()
 
     def path(self, key: str) -> Path:
         """Where the blob lies, or would lie."""

@@ -223,6 +223,16 @@ def test_only_our_user_can_read_local_files(
     assert {path.stat().st_mode & 0o777 for path in directories} == {0o700}
 
 
+def test_a_process_killed_while_it_checks_leaves_nothing(
+    local: LocalFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "unlink", lambda *_, **__: None)  # it never comes to that
+
+    local.check()
+
+    assert files_under(tmp_path) == []
+
+
 @pytest.mark.parametrize("level", ["account", "digits", "file"])
 def test_a_planted_symlink_is_not_followed(
     local: LocalFiles, account: str, tmp_path: Path, level: str
