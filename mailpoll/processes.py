@@ -187,9 +187,8 @@ class Supervisor:
             child.command, env=environment(os.environ), start_new_session=True
         )
         child.started = time.monotonic()
-        with suppress(ProcessLookupError):
-            mine = os.getpriority(os.PRIO_PROCESS, 0)
-            os.setpriority(os.PRIO_PROCESS, child.process.pid, mine + child.niceness)
+        if child.niceness:
+            _step_back(child.process.pid, child.niceness)
 
     def _restart_ended(self) -> None:
         for child in self._children:
@@ -211,6 +210,20 @@ class Supervisor:
                 except subprocess.TimeoutExpired:
                     _signal(process, signal.SIGKILL)
                     process.wait()
+
+
+def _step_back(pid: int, niceness: int) -> None:
+    """Make a process, which leads its session, nicer than this one.
+
+    Where Linux shares the processors among sessions, a process is nice only to those of its own,
+    and the session to the others (autogroups, sched(7)).
+    """
+    nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+    with suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
+    # Not there on other systems, and not writable where /proc is not.
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 
 def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
