@@ -134,7 +134,8 @@ TEXT = (
     f"{ACCOUNTS} accounts whose mailboxes were empty get all the mail at once, and one poll of "
     "each brings it in; what was stored is compared with what was sent by SHA-256. Meanwhile the "
     f"API is asked {detail.READS} times a second. At last all accounts are deleted, with every "
-    "blob. Made by `make bench-promise`."
+    "blob. What is promised is the production set's; the embedded set must reach half of it. Made "
+    "by `make bench-promise`."
 )
 
 
