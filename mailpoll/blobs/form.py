@@ -11,11 +11,11 @@ import hashlib
 import io
 import os
 import struct
-import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import zstandard
 from cryptography.exceptions import InvalidTag
@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from .base import CHUNK, BlobCorrupt, NewBlob, split_key
+
+Codec = TypeVar("Codec")
 
 #: How a sealed blob begins; the last byte is the version of all that follows. No frame begins so.
 SEALED = b"mpseal\x00\x01"
@@ -64,7 +66,8 @@ class Form:
         self._level = level
         self._data_key = data_key
         self._encrypt = encrypt
-        self._codecs = _Codecs(level)
+        self._compressors = _Idle(partial(_compressor, level))
+        self._decompressors = _Idle(zstandard.ZstdDecompressor)
 
     def encode(self, blob: NewBlob) -> Iterator[bytes]:
         """The bytes to be stored, piece by piece.
@@ -89,13 +92,15 @@ class Form:
     def _compressed(self, blob: NewBlob) -> Iterator[bytes]:
         if isinstance(blob.source, bytes):
             (content,) = blob.pieces()
-            yield self._codecs.compressor.compress(content)
+            with self._compressors.one() as compressor:
+                frame = compressor.compress(content)
+            yield frame
             return
         try:
-            frame = _compressor(self._level).compressobj(size=blob.size)
+            stream = _compressor(self._level).compressobj(size=blob.size)
             for piece in blob.pieces():
-                yield frame.compress(piece)
-            yield frame.flush()
+                yield stream.compress(piece)
+            yield stream.flush()
         except zstandard.ZstdError as error:  # it has become longer than it was
             raise BlobCorrupt(f"{blob.key}: {error}") from None
 
@@ -143,17 +148,31 @@ class Form:
 
     def _whole(self, key: str, frame: bytes) -> Iterator[bytes]:
         try:
-            yield self._codecs.decompressor.decompress(frame, allow_extra_data=False)
+            with self._decompressors.one() as decompressor:
+                content = decompressor.decompress(frame, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise BlobCorrupt(f"{key}: {error}") from None
+        yield content
 
 
-class _Codecs(threading.local):
-    """What each thread keeps: making a compressor takes as long as compressing a message."""
+class _Idle(Generic[Codec]):
+    """Codecs that nobody uses just now: making one takes as long as compressing a message.
 
-    def __init__(self, level: int) -> None:
-        self.compressor = _compressor(level)
-        self.decompressor = zstandard.ZstdDecompressor()
+    Shared by all threads, for a compressor keeps up to 4 MB of its largest message.
+    """
+
+    def __init__(self, make: Callable[[], Codec]) -> None:
+        self._make = make
+        self._idle: list[Codec] = []
+
+    @contextmanager
+    def one(self) -> Iterator[Codec]:
+        try:
+            codec = self._idle.pop()
+        except IndexError:
+            codec = self._make()
+        yield codec
+        self._idle.append(codec)  # not what has failed
 
 
 def _compressor(level: int) -> zstandard.ZstdCompressor:

@@ -124,6 +124,25 @@ def test_threads_may_put_the_same_blob_at_once(store: BlobStore, account: str) -
     assert all(content_of(store, blob) == blob.source for blob in blobs)
 
 
+def test_threads_share_what_compresses(
+    tmp_path: Path, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each compressor keeps megabytes, and a poller has many threads."""
+    made: list[int] = []
+    make = zstandard.ZstdCompressor
+    monkeypatch.setattr(
+        zstandard, "ZstdCompressor", lambda *a, **k: made.append(1) or make(*a, **k)
+    )
+    store = LocalFiles(tmp_path)
+
+    for _ in range(5):
+        thread = threading.Thread(target=store.put, args=([new_blob(account)],))
+        thread.start()
+        thread.join()
+
+    assert len(made) == 1
+
+
 def test_putting_nothing_is_fine(store: BlobStore) -> None:
     store.put([])
 
