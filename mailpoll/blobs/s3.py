@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple, Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 from xml.etree.ElementTree import ParseError
 
 import structlog
@@ -47,6 +47,11 @@ PUT_THREADS = 8  # a single put waits far more than it works
 CONNECTIONS = 32  # kept open; more are made when needed
 DELETE_ROUNDS = 10
 
+#: SHA-256 of a body that is not there.
+NO_CONTENT = hashlib.sha256().hexdigest()
+#: How servers say that there is no such object.
+MISSING = {"NoSuchKey", "NoSuchObject"}
+
 # The ETag of an object under these kinds of encryption is not its MD5.
 OPAQUE_ETAG = {"aws:kms", "aws:kms:dsse"}
 
@@ -58,6 +63,14 @@ class _Body(NamedTuple):
     size: int
     md5: bytes
     sha256: str
+
+
+class _Place(NamedTuple):
+    """Where the bucket's objects lie: the URL that their keys are added to, and the region."""
+
+    url: SplitResult
+    region: str
+    pool: urllib3.HTTPConnectionPool
 
 
 def _temporary_directory() -> Path:
@@ -114,7 +127,7 @@ class S3(BlobStore):
         )
         self._stranger = Minio(endpoint, secure=secure, region=region, http_client=self._http)
         self._putters = ThreadPoolExecutor(PUT_THREADS, thread_name_prefix="s3-put")
-        self._bucket_known = False
+        self._known_place: _Place | None = None
         self._bucket_lock = Lock()
         self._failed_at = float("-inf")
 
@@ -127,9 +140,13 @@ class S3(BlobStore):
 
     def open_stored(self, key: str) -> BinaryIO:
         split_key(key)
-        self._ensure_bucket()
         with _translated(key):
-            response = self._client.get_object(self._bucket, key)
+            response = self._request("GET", key, preload_content=False)
+            if response.status != 200:
+                code = _code(response)
+                if code in MISSING:
+                    raise BlobMissing(key)
+                raise StoreUnavailable(f"object store: {code}")
         return io.BufferedReader(_Download(response, key), BLOCK)
 
     def exists(self, key: str) -> bool:
@@ -189,19 +206,27 @@ class S3(BlobStore):
             if not self._client.bucket_exists(self._bucket):
                 raise StoreUnavailable("object store: the bucket does not exist")
 
-    def _ensure_bucket(self) -> None:
-        if self._bucket_known:
-            return
+    def _ensure_bucket(self) -> _Place:
+        if self._known_place is not None:
+            return self._known_place
         asked = time.monotonic()
         with self._bucket_lock:
-            if self._bucket_known:
-                return
+            if self._known_place is not None:
+                return self._known_place
             with self._failing_together(asked), _translated():
                 if not self._client.bucket_exists(self._bucket):
                     self._make_bucket()
-            self._bucket_known = True
+                place = self._known_place = self._locate()
         if self._is_public():
             log.warning("anyone can list the bucket: make it private", bucket=self._bucket)
+        return place
+
+    def _locate(self) -> _Place:
+        """Where objects lie and in which region, as the client tells it of one."""
+        presigned = urlsplit(self._client.get_presigned_url("PUT", self._bucket, "any"))
+        region = parse_qs(presigned.query)["X-Amz-Credential"][0].split("/")[2]
+        url = presigned._replace(path=presigned.path.removesuffix("any"), query="")
+        return _Place(url, region, self._http.connection_from_url(url.geturl()))
 
     def _is_public(self) -> bool:
         """Whether the bucket is listed for who shows no key."""
@@ -252,47 +277,61 @@ class S3(BlobStore):
             raise
 
     def _upload(self, key: str, body: _Body) -> None:
-        url, headers = self._sign_put(key, body)
-        response = self._http.request("PUT", url, body=body.content, headers=headers)
+        response = self._request("PUT", key, body)
         faults.point("put-sent")
         if response.status != 200:
-            code = re.search(rb"<Code>(\w+)</Code>", response.data)
-            reason = code[1].decode() if code else f"HTTP {response.status}"
-            raise StoreUnavailable(f"object store: put refused: {reason}")
+            raise StoreUnavailable(f"object store: put refused: {_code(response)}")
         encryption = response.headers.get("x-amz-server-side-encryption", "")
         etag = response.headers.get("etag", "").strip('"')
         if etag != body.md5.hex() and encryption not in OPAQUE_ETAG:
             counters.add("checksum_mismatch")
             raise StoreUnavailable("object store: it has stored other bytes than were sent")
 
-    def _sign_put(self, key: str, body: _Body) -> tuple[str, dict[str, str]]:
-        """URL and headers of a put. The client itself would hold the whole body in memory.
+    def _request(
+        self, method: str, key: str, body: _Body | None = None, *, preload_content: bool = True
+    ) -> Any:
+        """Put or get an object; the answer, of whatever status.
 
-        The signature goes into a header and not into the URL, which urllib3 logs when it retries.
+        The client itself would hold the whole body in memory, and takes twice as long. The
+        signature goes into a header and not into the URL, which urllib3 logs when it retries.
         """
-        # The client's way to tell where an object lies and in which region.
-        presigned = urlsplit(self._client.get_presigned_url("PUT", self._bucket, key))
-        region = parse_qs(presigned.query)["X-Amz-Credential"][0].split("/")[2]
-        url = presigned._replace(query="")
+        place = self._ensure_bucket()
+        url = place.url._replace(path=place.url.path + key)
         date = utcnow()
+        digest = body.sha256 if body else NO_CONTENT
         headers = {
             "Host": url.netloc,
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(body.size),
-            "Content-MD5": base64.b64encode(body.md5).decode(),
-            "x-amz-content-sha256": body.sha256,
+            "x-amz-content-sha256": digest,
             "x-amz-date": to_amz_date(date),
         }
-        signed: dict[str, str] = sign_v4_s3(
-            method="PUT",
+        if body:
+            headers |= {
+                "Content-Type": "application/octet-stream",
+                "Content-Length": str(body.size),
+                "Content-MD5": base64.b64encode(body.md5).decode(),
+            }
+        signed = sign_v4_s3(
+            method=method,
             url=url,
-            region=region,
+            region=place.region,
             headers=headers,
             credentials=self._credentials,
-            content_sha256=body.sha256,
+            content_sha256=digest,
             date=date,
         )
-        return url.geturl(), signed
+        return place.pool.urlopen(
+            method,
+            url.path,
+            body=body and body.content,
+            headers=signed,
+            preload_content=preload_content,
+        )
+
+
+def _code(response: Any) -> str:
+    """What the server calls its refusal; the answer is read, and its connection given back."""
+    code = re.search(rb"<Code>(\w+)</Code>", response.data)
+    return code[1].decode() if code else f"HTTP {response.status}"
 
 
 class _Retries(urllib3.Retry):
@@ -347,7 +386,7 @@ def _translated(key: str = "") -> Iterator[None]:
     try:
         yield
     except S3Error as error:
-        if key and error.code in {"NoSuchKey", "NoSuchObject"}:
+        if key and error.code in MISSING:
             raise BlobMissing(key) from None
         raise StoreUnavailable(f"object store: {error.code}") from None
     except MaxRetryError as error:
