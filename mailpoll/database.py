@@ -163,16 +163,6 @@ class Statement:
                 flat.append(value)
         return proxy.execute_sql(sql, flat)
 
-    def models(self, model: type[Row], *parameters: Any) -> list[Row]:
-        """Execute a SELECT; its rows as instances of a model, whose columns it names.
-
-        Columns that the model does not have are those of a later version, which is rolled out.
-        """
-        cursor = self.run(*parameters)
-        names = tuple(column[0] for column in cursor.description)
-        columns = _columns(model, names)  # type: ignore[arg-type]
-        return [_instance(model, columns, row) for row in cursor.fetchall()]
-
     def run_many(self, rows: Sequence[tuple[Any, ...]]) -> int:
         """Execute once for each row; how many rows that changed in all."""
         if not rows:
@@ -187,21 +177,36 @@ class Statement:
         return self._sqlite if is_sqlite() else self._postgresql
 
 
+def select(model: type[Row], where: str, *parameters: Any) -> list[Row]:
+    """Read the rows that ``where`` names, inside the caller's connection.
+
+    The columns are named, and not all: a later version may add some while this one is running, and
+    PostgreSQL then refuses what it has prepared for all.
+
+    Parameters:
+      where: a condition as in ``Statement``.
+    """
+    statement, columns = _select(model, where)  # type: ignore[arg-type]
+    return [_instance(model, columns, row) for row in statement.run(*parameters).fetchall()]
+
+
+#: The name of a field, and what makes its value of the database's.
+Column = tuple[str, Callable[[Any], Any]]
+
+
 @cache
-def _columns(
-    model: type[peewee.Model], names: tuple[str, ...]
-) -> list[tuple[int, str, Callable[[Any], Any]]]:
-    """The place of each known column, its field, and what makes its value of the database's."""
-    known = model._meta.columns
-    fields = ((place, known[name]) for place, name in enumerate(names) if name in known)
-    return [(place, field.name, field.python_value) for place, field in fields]
+def _select(model: type[peewee.Model], where: str) -> tuple[Statement, list[Column]]:
+    fields = model._meta.sorted_fields
+    names = ", ".join(field.column_name for field in fields)
+    statement = Statement(f"SELECT {names} FROM {model._meta.table_name} WHERE {where}")  # noqa: S608
+    return statement, [(field.name, field.python_value) for field in fields]
 
 
-def _instance(
-    model: type[Row], columns: list[tuple[int, str, Callable[[Any], Any]]], row: tuple[Any, ...]
-) -> Row:
+def _instance(model: type[Row], columns: list[Column], row: tuple[Any, ...]) -> Row:
     found = model(__no_default__=1)
-    found.__data__ = {name: convert(row[place]) for place, name, convert in columns}
+    found.__data__ = {
+        name: convert(value) for (name, convert), value in zip(columns, row, strict=True)
+    }
     found._dirty.clear()
     return found
 

@@ -130,9 +130,7 @@ ARCHIVED = "\n"
 #: Polls whose lateness is remembered.
 LATENESS_KEPT = 50
 
-ACCOUNT = database.Statement("SELECT * FROM email_accounts WHERE id = ?")
 NEXT_POLL = database.Statement("SELECT next_poll_at FROM email_accounts WHERE id = ?")
-FOLDERS = database.Statement("SELECT * FROM email_folders WHERE account_id = ?")
 FENCE = database.Statement("""
     UPDATE email_accounts SET lease_until = ?
     WHERE id = ? AND lease_token = ? AND state = 'active'
@@ -309,7 +307,7 @@ class EmailAccount(Table):
     @classmethod
     def by_id(cls, account_id: int) -> Self | None:
         """The account, or ``None``; inside the caller's connection."""
-        return next(iter(ACCOUNT.models(cls, account_id)), None)
+        return next(iter(database.select(cls, "id = ?", account_id)), None)
 
     @classmethod
     def visible(cls) -> peewee.ModelSelect:
@@ -679,7 +677,7 @@ class EmailFolder(Table):
     @classmethod
     def of_account(cls, account_id: int) -> list[Self]:
         """An account's folders, vanished ones too; inside the caller's connection."""
-        return FOLDERS.models(cls, account_id)
+        return database.select(cls, "account_id = ?", account_id)
 
     @classmethod
     def forget_numbers(cls, account_id: int) -> None:

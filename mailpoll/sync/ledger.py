@@ -127,10 +127,7 @@ RUNS = database.Statement(f"""
     SELECT first_uid, last_uid FROM email_left_out
     WHERE {OF_WINDOW} AND first_uid <= ? AND last_uid >= ?
 """)  # noqa: S608
-DUE_FAILURES = database.Statement("""
-    SELECT * FROM email_fetch_failures
-    WHERE folder_id IN [] AND verdict IN ('waiting', 'unreadable') AND next_attempt_at <= ?
-""")
+DUE = "folder_id IN [] AND verdict IN ('waiting', 'unreadable') AND next_attempt_at <= ?"
 FORGET_FAILURES = database.Statement(
     f"DELETE FROM email_fetch_failures WHERE {OF_WINDOW} AND uid IN []"  # noqa: S608
 )
@@ -305,7 +302,8 @@ class Ledger:
         """What could not be fetched before and is to be tried again now."""
         with database.connected():
             moment = database.timestamp(database.now())
-            found = DUE_FAILURES.models(EmailFetchFailure, [one.id for one in folders], moment)
+            ids = [one.id for one in folders]
+            found = database.select(EmailFetchFailure, DUE, ids, moment)
         return sorted(found, key=lambda failure: (failure.folder_id, failure.uid))
 
     # Commit

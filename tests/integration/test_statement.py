@@ -1,11 +1,12 @@
 """SQL that is written out means the same to both databases."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from mailpoll import database
 from mailpoll.database import Statement
-from mailpoll.models import TABLES
+from mailpoll.models import TABLES, EmailAccount, EmailFolder
 from tests.integration.system import System, message
 
 AMONG = Statement("SELECT count(*) FROM email_accounts WHERE address IN [] AND poll_interval > ?")
@@ -21,12 +22,17 @@ def among(*addresses: str) -> int:
 def later_columns() -> Iterator[None]:
     """A column more in each table."""
     names = [table._meta.table_name for table in TABLES]
-    for verb in ("ADD COLUMN later TEXT", "DROP COLUMN later"):
+
+    def alter(verb: str) -> None:
         with database.transaction():
             for name in names:
                 database.proxy.execute_sql(f"ALTER TABLE {name} {verb}")
-        if verb.startswith("ADD"):
-            yield
+
+    # The new version has connections of its own.
+    with ThreadPoolExecutor(1) as other:
+        other.submit(alter, "ADD COLUMN later TEXT").result()
+        yield
+        other.submit(alter, "DROP COLUMN later").result()
 
 
 def test_a_list_of_any_length_is_a_parameter(system: System, address: str) -> None:
@@ -55,3 +61,17 @@ def test_columns_of_a_later_version_stop_no_process_of_this_one(
         system.dovecot.deliver(address, message("newer"))
         system.poll_and_process(account)
     assert len(system.messages(account)) == 2
+
+
+def test_what_is_prepared_is_read_on_when_a_later_version_adds_columns(
+    system: System, address: str
+) -> None:
+    system.add_account(address, test=False)
+    with database.connected():
+        row = EmailAccount.get(EmailAccount.address == address)
+        for _ in range(8):  # what is asked so often, PostgreSQL prepares
+            assert EmailAccount.by_id(row.id) == row
+            assert EmailFolder.of_account(row.id) == []
+        with later_columns():
+            assert EmailAccount.by_id(row.id) == row
+            assert EmailFolder.of_account(row.id) == []
