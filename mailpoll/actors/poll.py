@@ -33,7 +33,12 @@ UNREADABLE_PAUSE = 900
 #: Bounds of the histogram of lateness, in seconds.
 LATENESS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 3_600)
 #: Failures of polls that no server is to blame for.
-OWN_FAILURES = ("storage_unavailable", "credential_unreadable", "internal_error")
+OWN_FAILURES = (
+    "storage_unavailable",
+    "credential_unreadable",
+    "data_key_unreadable",
+    "internal_error",
+)
 #: An account polled more often than the scheduler ticks enqueues its next poll itself.
 TICK = 60
 

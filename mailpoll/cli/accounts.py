@@ -121,10 +121,11 @@ def import_accounts(file: str, dry_run: bool, as_json: bool) -> None:
 
     The first line names the columns, separated by commas or semicolons: address, password, host,
     port, security, username, auth, refresh_token, oauth_provider, folders (separated by
-    semicolons), poll_interval, poll_interval_max, import_since, push, test. Without a host the
-    server is looked for by the address. Logins are tried where test is yes; else the first poll
-    finds a wrong one. A line that is refused does not hold up the others, and lines of mailboxes
-    that are there are refused: correct the file and run it again.
+    semicolons), poll_interval, poll_interval_max, import_since, push, sync_flags, retention_days,
+    retention_expunged_days, test. Without a host the server is looked for by the address. Logins
+    are tried where test is yes; else the first poll finds a wrong one. A line that is refused does
+    not hold up the others, and lines of mailboxes that are there are refused: correct the file and
+    run it again.
 
     Exit code 0: all were added, or are fine; 1: some were refused; 2: it is no such file.
     """

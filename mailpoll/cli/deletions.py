@@ -6,15 +6,15 @@ from typing import Any
 import click
 
 from .needs import needs_database
-from .output import Failure, new_table, show, show_json
+from .output import Failure, at_most, new_table, show, show_json
 
 
 @click.command("deletions")
-@click.option("--limit", default=50, help="how many, newest first")
+@at_most
 @click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
 @needs_database
 def deletions(limit: int, as_json: bool) -> None:
-    """List the accounts that were deleted, or are being deleted."""
+    """List the accounts that were deleted, or are being deleted, newest first."""
     from .. import receipts
 
     found = [receipts.of(job) for job in receipts.latest(limit)]
@@ -45,6 +45,8 @@ def receipt(name: str, as_json: bool) -> None:
     """Show what was removed of a deleted account: by the id of the deletion or of the account.
 
     Its address will do where MAILPOLL_RECEIPT_ADDRESS_HASH was set when it was deleted.
+
+    Exit code 0: the deletion is done; 1: it is still running, or there is no such receipt.
     """
     from .. import receipts
 

@@ -65,6 +65,7 @@ def notify_test(as_json: bool) -> None:
 
 @click.command()
 @click.argument("target", type=click.Path(path_type=Path), required=False)
+@needs_settings
 def openapi(target: Path | None) -> None:
     """Print the API's OpenAPI document, or write it to a file."""
     from ..web.app import create_app
@@ -72,7 +73,10 @@ def openapi(target: Path | None) -> None:
 
     create_app()  # which adds the routes to it
     text = json.dumps(document(), indent=2)
-    if target:
-        target.write_text(text)
-    else:
+    if target is None:
         click.echo(text)
+        return
+    try:
+        target.write_text(text)
+    except OSError as error:
+        raise Failure(f"{target}: {error.strerror}") from None

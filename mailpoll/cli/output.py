@@ -53,6 +53,8 @@ def failing_with_2(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except Failure as failure:
             raise CouldNotRun(failure.message) from None
+        except (KeyboardInterrupt, click.Abort):
+            raise CouldNotRun("interrupted") from None
 
     return wrapper
 

@@ -27,7 +27,7 @@ def show_retention(
     from ..models import EmailAccount
 
     if listed and not dry_run:
-        raise Failure("--list: goes with --dry-run")
+        raise click.UsageError("--list: goes with --dry-run")
     if account:
         rows = [find_account(account)]
     else:

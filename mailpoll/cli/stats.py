@@ -8,15 +8,20 @@ import click
 from .needs import find_account, needs_database
 from .output import new_table, readable_size, safe, show, show_json, styled
 
-#: Columns of a folder's proof, as they are shown.
+#: Columns of a folder's proof, as they are shown: these always, and of the others what is not 0.
+ALWAYS = ("server", "stored")
 PROOF = {
     "server": "server",
     "stored": "stored",
     "to import": "to_import",
     "waiting": "waiting",
     "unreadable": "unreadable",
+    "too large": "too_large",
+    "left out": "left_out",
+    "withheld": "withheld",
     "missing": "missing",
     "gone": "gone",
+    "expunged": "expunged",
 }
 
 
@@ -54,17 +59,19 @@ def _show_account(found: dict[str, Any]) -> None:
     _show_counts(found)
     _show_budget(found["budget"])
     _show_progress(found)
-    table = new_table(
-        "folder",
-        *PROOF,
-        "proved",
-    )
+    proofs = [folder["proof"] or {} for folder in found["folders"]]
+    columns = {
+        title: part
+        for title, part in PROOF.items()
+        if part in ALWAYS or any(proof.get(part) for proof in proofs)
+    }
+    table = new_table("folder", *columns, "proved")
     for folder in found["folders"]:
         proof = folder["proof"] or {}
         when = folder["proved_at"]
         table.add_row(
             safe(folder["name"]),
-            *(f"{proof[part]:,}" if part in proof else "?" for part in PROOF.values()),
+            *(f"{proof[part]:,}" if part in proof else "?" for part in columns.values()),
             safe(folder["last_error"])
             if folder["last_error"]
             else f"{when:%m-%d %H:%M}"

@@ -13,10 +13,13 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from click.types import IntParamType
 
-from mailpoll import __version__
+from mailpoll import __version__, database
 from mailpoll.cli import cli
+from mailpoll.cli.output import failing_with_2
+from mailpoll.models import EmailAccount, EmailFolder
 from mailpoll.settings import new_key, new_token
 from tests.integration.rows import change_accounts
 from tests.integration.system import PASSWORD, System, message
@@ -550,3 +553,48 @@ def test_the_api_document_can_be_written(variables: dict[str, str], tmp_path: Pa
     result = run("openapi", "api.json", variables=variables, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "/admin/stats" in json.loads((tmp_path / "api.json").read_text())["paths"]
+
+
+def test_the_api_document_needs_a_token_and_a_place(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    nowhere = run("openapi", "no/api.json", variables=variables, cwd=tmp_path)
+    assert (nowhere.returncode, nowhere.stderr.count(b"\n")) == (1, 1)
+    assert b"no/api.json: No such file or directory" in nowhere.stderr
+    del variables["MAILPOLL_API_TOKEN"]
+    closed = run("openapi", variables=variables, cwd=tmp_path)
+    assert (closed.returncode, closed.stderr.count(b"\n")) == (1, 1)
+    assert b"MAILPOLL_API_TOKEN" in closed.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["accounts", "deletions", "--limit", "-5"], ["retention", "--list", "--yes"]],
+)
+def test_what_was_written_wrongly_ends_with_2(
+    variables: dict[str, str], arguments: list[str], tmp_path: Path
+) -> None:
+    assert run(*arguments, variables=variables, cwd=tmp_path).returncode == 2
+
+
+def test_an_interrupt_is_not_taken_for_something_found() -> None:
+    @click.command()
+    @failing_with_2
+    def searching() -> None:
+        raise KeyboardInterrupt
+
+    result = CliRunner().invoke(searching)
+    assert (result.exit_code, result.stderr) == (2, "mailpoll: interrupted\n")
+
+
+def test_a_proof_shows_what_is_not_nothing(
+    embedded: System, variables: dict[str, str], account: str, address: str, tmp_path: Path
+) -> None:
+    embedded.poll_and_process(account)
+    with database.connected():
+        folder = EmailFolder.get(EmailFolder.account == EmailAccount.get(uuid=account))
+        folder.proof = {**folder.proof, "server": 2, "too_large": 1}
+        folder.save()
+    shown = run("stats", address, variables=variables, cwd=tmp_path).stdout.decode()
+    assert "too large" in shown
+    assert "unreadable" not in shown
