@@ -33,7 +33,8 @@ class AccountGone(Exception):
 def find(uuid: str) -> EmailAccount | None:
     """The account with this public id, unless it is being deleted."""
     with database.connected():
-        return EmailAccount.visible().where(EmailAccount.uuid == uuid).get_or_none()  # type: ignore[no-any-return]
+        found = database.select(EmailAccount, "uuid = ? AND state <> 'deleting'", uuid)
+    return next(iter(found), None)
 
 
 def check_new(
@@ -308,9 +309,9 @@ def resume(account: EmailAccount) -> EmailAccount:
     )
 
 
-def expect_poll(account: EmailAccount) -> None:
+def expect_poll(account: EmailAccount) -> EmailAccount:
     """Make an account due now and note that its poll is in the queue."""
-    _update(account, _due(), "account.poll")
+    return _update(account, _due(), "account.poll")
 
 
 def expect_reconcile(account: EmailAccount) -> None:
@@ -341,7 +342,8 @@ def _update(account: EmailAccount, fields: dict[str, Any], action: str) -> Email
         if fields.get("state", account.state) != account.state:
             account.announce({"state": fields["state"]})
         audit.record(action, "account", account.uuid)
-        return table.get_by_id(account.id)  # type: ignore[no-any-return]
+        (current,) = database.select(table, "id = ?", account.id)
+        return current
 
 
 def delete(uuid: str) -> EmailJob | None:

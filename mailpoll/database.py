@@ -457,6 +457,15 @@ def is_away(error: BaseException) -> bool:
     return state is None or state.startswith(WHOLE)
 
 
+def lost_a_race(error: BaseException) -> bool:
+    """Whether PostgreSQL ended a transaction because of others' locks: it may be tried again.
+
+    A deadlock, or a lock that was waited for too long.
+    """
+    cause = error.__cause__ or error.__context__
+    return getattr(cause, "sqlstate", None) in ("40P01", "55P03")
+
+
 def checkpoint(patience: int = BUSY_TIMEOUT) -> bool:
     """Let nothing of earlier transactions stay in SQLite's log; false while readers hold it.
 

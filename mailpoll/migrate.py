@@ -5,12 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import peewee
+import structlog
 from peewee_migrate import Router
 
 from . import database
 
 #: Any fixed number: the PostgreSQL advisory lock that one migrating process holds.
 ADVISORY_LOCK = 0x6D61696C
+#: Of a migration, beside processes that hold locks.
+ATTEMPTS = 10
+
+log = structlog.get_logger()
 
 
 def directory() -> Path:
@@ -21,7 +27,22 @@ def directory() -> Path:
 
 
 def migrate() -> list[str]:
-    """Run what has not run yet, in one transaction, and name it."""
+    """Run what has not run yet, in one transaction, and name it.
+
+    Processes of the version before may be at work: a migration that loses to their locks has done
+    nothing, and begins anew.
+    """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return _run()
+        except peewee.OperationalError as error:
+            if not database.lost_a_race(error):
+                raise
+            log.warning("others hold what is to be changed; trying again")
+    return _run()
+
+
+def _run() -> list[str]:
     quiet = logging.getLogger("mailpoll.migrate")
     with database.connected(), _alone():
         return list(Router(database.proxy.obj, migrate_dir=directory(), logger=quiet).run())

@@ -432,11 +432,10 @@ class AccountPoll:
     )
     def on_post(self, req: falcon.Request, resp: falcon.Response, account_id: UUID) -> None:
         """Poll a mailbox now"""
-        account = _active_or_409(account_id)
-        accounts.expect_poll(account)
+        account = accounts.expect_poll(_active_or_409(account_id))
         _enqueue_poll(account)
         resp.status = falcon.HTTP_202
-        send(resp, show(account_or_404(account_id)))
+        send(resp, show(account))
 
 
 class AccountReconcile:

@@ -357,13 +357,12 @@ def rolling_upgrade(world: World, _: str) -> None:
         statuses.append(_ask(world, "GET", "/stats")[0])
 
     world.run_for(10, each)
-    with database.transaction():
-        for table in TABLES:
-            name = table._meta.table_name
-            database.proxy.execute_sql(f"ALTER TABLE {name} ADD COLUMN of_next_version TEXT")
-        database.proxy.execute_sql(
-            "CREATE INDEX of_next_version ON email_raw_messages (of_next_version)"
-        )
+    names = [table._meta.table_name for table in TABLES]
+    changes = [f"ALTER TABLE {name} ADD COLUMN of_next_version TEXT" for name in names]
+    index = "CREATE INDEX of_next_version ON email_raw_messages (of_next_version)"
+    for change in (*changes, index):
+        with database.transaction():  # each for itself, as two at once may lock each other out
+            database.proxy.execute_sql(change)
     world.run_for(15, each)
     for role in list(world.commands):
         world.processes[role].terminate()  # it ends in its own time, and is started again

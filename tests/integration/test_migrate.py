@@ -7,7 +7,7 @@ import peewee
 import pytest
 
 from mailpoll import database, migrate
-from tests.integration.system import System
+from tests.integration.system import System, wait_until
 
 #: A schema of the next version; ``broken`` is what follows its first statement,
 #: ``pause`` the seconds before both.
@@ -62,4 +62,27 @@ def test_of_many_that_migrate_at_once_one_does_and_all_end_well(
     with ThreadPoolExecutor(4) as pool:
         ran = [one.result() for one in [pool.submit(migrate.migrate) for _ in range(4)]]
     assert sorted(ran) == [[], [], [], ["002_next"]]
+    assert migrate.pending() == []
+
+
+BESIDE = """
+def migrate(migrator, database, *, fake=False):
+    migrator.sql("ALTER TABLE email_accounts ADD COLUMN of_next_version TEXT")
+    migrator.sql("ALTER TABLE email_folders ADD COLUMN of_next_version TEXT")
+"""
+WAITS = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'email_folders'::regclass"
+
+
+@pytest.mark.parametrize("system", ["production"], indirect=True)
+@pytest.mark.usefixtures("system")
+def test_a_migration_that_loses_to_the_locks_of_others_begins_anew(schemas: Path) -> None:
+    (schemas / "003_next.py").write_text(BESIDE)
+    with ThreadPoolExecutor(1) as other:
+        with database.transaction():  # of a process of the version before
+            database.proxy.execute_sql("LOCK TABLE email_folders IN ROW EXCLUSIVE MODE")
+            migration = other.submit(migrate.migrate)
+            wait_until(lambda: database.proxy.execute_sql(WAITS).fetchone() == (1,))
+            # Each waits for the other now: PostgreSQL ends the one that waits longer.
+            database.proxy.execute_sql("LOCK TABLE email_accounts IN ROW EXCLUSIVE MODE")
+        assert migration.result() == ["003_next"]
     assert migrate.pending() == []
