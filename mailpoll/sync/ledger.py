@@ -122,6 +122,11 @@ VERDICTS = database.Statement(f"""
     SELECT uid FROM email_locations WHERE {OF_WINDOW} AND uid BETWEEN ? AND ?
     UNION ALL SELECT uid FROM email_fetch_failures WHERE {OF_WINDOW} AND uid BETWEEN ? AND ?
 """)  # noqa: S608
+COUNTS = database.Statement(f"""
+    SELECT verdict, COUNT(*) FROM email_fetch_failures WHERE {OF_WINDOW} GROUP BY verdict
+    UNION ALL SELECT 'left_out', COALESCE(SUM(last_uid - first_uid + 1), 0) FROM email_left_out
+    WHERE {OF_WINDOW}
+""")  # noqa: S608
 #: Runs of UIDs left out that touch a range.
 RUNS = database.Statement(f"""
     SELECT first_uid, last_uid FROM email_left_out
@@ -293,9 +298,9 @@ class Ledger:
 
     def newest_place(self, folder: EmailFolder) -> EmailLocation | None:
         """The place with the highest UID whose date the server told, unless it has left."""
-        table = EmailLocation
         with database.connected():
-            row = table.select().where(_of(table, folder)).order_by(table.uid.desc()).first()
+            newest = f"{OF_WINDOW} ORDER BY uid DESC LIMIT 1"
+            (row,) = database.select(EmailLocation, newest, *folder.numbering) or (None,)
         return row if row and row.internal_date and not row.expunged_at else None
 
     def due_failures(self, folders: Sequence[EmailFolder]) -> list[EmailFetchFailure]:
@@ -775,17 +780,10 @@ def known_uids(folder: EmailFolder, first: int, last: int) -> tuple[set[int], se
 
 def counts(folder: EmailFolder) -> dict[str, int]:
     """UIDs of the folder without a message by verdict, and those left out."""
-    table, run = EmailFetchFailure, EmailLeftOut
     with database.connected():
-        query = (
-            table.select(table.verdict, fn.COUNT(table.id))
-            .where(_of(table, folder))
-            .group_by(table.verdict)
-        )
-        found = {str(verdict): 0 for verdict in FetchVerdict} | dict(query.tuples())
-        length = fn.SUM(run.last_uid - run.first_uid + 1)
-        found["left_out"] = int(run.select(length).where(_of(run, folder)).scalar() or 0)
-    return found
+        rows = COUNTS.run(*folder.numbering, *folder.numbering).fetchall()
+    found = {str(verdict): 0 for verdict in FetchVerdict}
+    return found | {verdict: int(count) for verdict, count in rows}
 
 
 def _discard(body: Body) -> None:
