@@ -13,7 +13,7 @@ def describe() -> dict[str, str | int]:
         "cpu": _model(),
         "cores": os.cpu_count() or 0,
         "memory_gb": round(memory / 2**30),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": " ".join([platform.system(), *re.findall(r"^\d+\.\d+", platform.release())]),
         "python": platform.python_version(),
     }
 
