@@ -158,7 +158,7 @@ class Form:
 class _Idle(Generic[Codec]):
     """Codecs that nobody uses just now: making one takes as long as compressing a message.
 
-    Shared by all threads, for a compressor keeps up to 4 MB of its largest message.
+    Shared by all threads, for a compressor keeps 1.4 MB once it has seen a large message.
     """
 
     def __init__(self, make: Callable[[], Codec]) -> None:
