@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psycopg
 import redis
 
-from mailpoll import database
+from mailpoll import database, migrate
 from mailpoll.crypto import key_id
 from mailpoll.models import TABLES, EmailAccount
 from mailpoll.settings import new_key
@@ -30,6 +31,13 @@ WITH_WEB: dict[str, Any] = {
     "hurry": False,
     "commands": {name: PROCFILE[name] for name in ("poller", "worker", "scheduler", "web")},
 }
+#: A migration of the next version.
+NEXT = """
+def migrate(migrator, database, *, fake=False):
+    for name in {names}:
+        migrator.sql(f"ALTER TABLE {{name}} ADD COLUMN of_next_version TEXT")
+    migrator.sql("CREATE INDEX of_next_version ON email_raw_messages (of_next_version)")
+"""
 #: A SHA-256 in hexadecimal digits, as blobs are named.
 HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -342,6 +350,10 @@ class Meter(Fault):
 # Upgrades and keys
 
 
+def _names(tables: Iterable[Any]) -> list[str]:
+    return [table._meta.table_name for table in tables]
+
+
 @fault("F65", "a new version is rolled out under load, after a migration", **WITH_WEB)
 def rolling_upgrade(world: World, _: str) -> None:
     """The new version's schema has a column and an index more; old processes run on beside it."""
@@ -357,12 +369,11 @@ def rolling_upgrade(world: World, _: str) -> None:
         statuses.append(_ask(world, "GET", "/stats")[0])
 
     world.run_for(10, each)
-    names = [table._meta.table_name for table in TABLES]
-    changes = [f"ALTER TABLE {name} ADD COLUMN of_next_version TEXT" for name in names]
-    index = "CREATE INDEX of_next_version ON email_raw_messages (of_next_version)"
-    for change in (*changes, index):
-        with database.transaction():  # each for itself, as two at once may lock each other out
-            database.proxy.execute_sql(change)
+    migrations = world.directory / "migrations"
+    shutil.copytree(migrate.directory(), migrations)
+    (migrations / "999_next.py").write_text(NEXT.format(names=_names(TABLES)))
+    with mock.patch.object(migrate, "directory", lambda: migrations):
+        assert migrate.migrate() == ["999_next"]
     world.run_for(15, each)
     for role in list(world.commands):
         world.processes[role].terminate()  # it ends in its own time, and is started again
