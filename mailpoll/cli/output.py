@@ -4,6 +4,8 @@ What it takes to draw on a terminal is loaded at the first use, so that commands
 """
 
 import json
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -55,6 +57,11 @@ def failing_with_2(command: Callable[..., Any]) -> Callable[..., Any]:
             raise CouldNotRun(failure.message) from None
         except (KeyboardInterrupt, click.Abort):
             raise CouldNotRun("interrupted") from None
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except Exception:
+            traceback.print_exc()
+            sys.exit(CouldNotRun.exit_code)
 
     return wrapper
 
