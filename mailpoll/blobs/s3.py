@@ -66,7 +66,7 @@ class _Body(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where the bucket's objects lie: the URL that their keys are added to, and the region."""
+    """Where the bucket's objects lie: the URL that their keys are added to, and its connections."""
 
     url: SplitResult
     region: str
@@ -325,6 +325,7 @@ class S3(BlobStore):
             body=body and body.content,
             headers=signed,
             preload_content=preload_content,
+            redirect=False,
         )
 
 
