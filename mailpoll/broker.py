@@ -99,7 +99,13 @@ class Consumer(_RedisConsumer):  # type: ignore[misc]
         self._rung = broker.bell.hear(queue_name)
 
     def close(self) -> None:
+        """Leave, and put back what was fetched and not yet handed out: Dramatiq forgets it."""
         self.broker.bell.leave()
+        held = []
+        with _recoverable():
+            while self.message_cache:
+                held.append(self._take())
+            self.requeue(filter(None, held))
         super().close()
 
     def _take_back(self) -> None:

@@ -412,11 +412,18 @@ class Checker:
                     )
             elif "__acks__" in name:
                 left["unacknowledged"] += size
+                if self.options.settled:
+                    self._in_hand(client, name)
             elif name.endswith(".msgs"):
                 left[name] += size
-        if self.options.settled and left["unacknowledged"]:
-            self._note("stuck", left["unacknowledged"], "messages that a worker never ended")
         self.facts["queues"] = dict(left)
+
+    def _in_hand(self, client: "redis.Redis[bytes]", acks: str) -> None:
+        """Name what a worker has taken and not ended."""
+        *_, queue = acks.split(".", 2)
+        for name in client.smembers(acks):
+            text = client.hget(f"mailpoll:{queue}.msgs", name) or b"a message that is gone"
+            self._note("stuck", "a worker never ended", queue, text.decode(errors="replace")[:300])
 
     def _leaked(self) -> None:
         for uuid, address in self.deleted.items():
