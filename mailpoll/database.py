@@ -278,7 +278,9 @@ def open_database(url: str, pool: int = 8) -> None:
                 "foreign_keys": 1,
                 "synchronous": "normal",
                 "wal_autocheckpoint": 4_000,
-                "cache_size": -4_000,  # for each connection; the system has the file in memory too
+                # For each connection, and every commit of another empties it: the system has the
+                # file in memory too.
+                "cache_size": -1_000,
                 # What was deleted must not stay readable in the file.
                 "secure_delete": "on",
             },

@@ -10,7 +10,7 @@ import threading
 from dramatiq import Broker, Middleware, Worker
 
 #: Seconds between two times.
-PERIOD = 60.0
+PERIOD = 10.0
 
 
 class GiveBack(Middleware):
