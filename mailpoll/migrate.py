@@ -7,7 +7,6 @@ from pathlib import Path
 
 import peewee
 import structlog
-from peewee_migrate import Router
 
 from . import database
 
@@ -43,6 +42,8 @@ def migrate() -> list[str]:
 
 
 def _run() -> list[str]:
+    from peewee_migrate import Router  # every command asks what is pending, and few migrate
+
     quiet = logging.getLogger("mailpoll.migrate")
     with database.connected(), _alone():
         return list(Router(database.proxy.obj, migrate_dir=directory(), logger=quiet).run())
@@ -50,10 +51,13 @@ def _run() -> list[str]:
 
 def pending() -> list[str]:
     """The migrations that have not run yet."""
+    names = sorted(path.stem for path in directory().glob("[0-9]*_*.py"))
     with database.connected():
         if not database.proxy.table_exists("migratehistory"):
-            return sorted(path.stem for path in directory().glob("[0-9]*_*.py"))
-        return list(Router(database.proxy.obj, migrate_dir=directory()).diff)
+            return names
+        rows = database.proxy.execute_sql("SELECT name FROM migratehistory").fetchall()
+    done = {name for (name,) in rows}
+    return [name for name in names if name not in done]
 
 
 @contextmanager

@@ -111,10 +111,7 @@ def _endpoint(value: object) -> object:
 
 def _open_to_others(url: str) -> bool:
     """Whether a Redis is reached over a network without a password, as the library reads it."""
-    try:
-        found = parse_url(url)
-    except ValueError:  # which is told where it is connected to
-        return False
+    found = parse_url(url) if url else {}
     host = found.get("host", "localhost")
     if found.get("password") or "path" in found or host == "localhost":
         return False
@@ -336,10 +333,12 @@ class Settings(BaseModel):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str, info: ValidationInfo) -> str:
-        if value and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+        try:
+            parse_url(value or "redis://")
+        except ValueError:
             raise ValueError(
                 "should be redis://[:password@]host:port/0, rediss://… or unix:///socket"
-            )
+            ) from None
         if _open_to_others(value) and not info.data.get("redis_allow_open"):
             raise ValueError(
                 "has no password, and its host is not this one: who can reach it can do as it "

@@ -34,7 +34,6 @@ def needs_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 def _start() -> None:
     """Set the process up, and find every wrong variable now rather than at its first use."""
     from .. import audit, runtime
-    from ..broker import redis_client
     from ..settings import settings
 
     audit.act_as(audit.COMMAND_LINE)
@@ -44,12 +43,6 @@ def _start() -> None:
     except OSError as error:
         name = "DATABASE_URL" if config.database_url else "MAILPOLL_DATA_DIR"
         raise Failure(f"{name}: the directory cannot be made ({error.strerror})") from None
-    try:
-        redis_client(config)
-    except ValueError:
-        raise Failure(
-            "REDIS_URL: should be redis://[:password@]host:port/0, rediss://… or unix:///socket"
-        ) from None
     try:
         runtime.storage()
     except OSError as error:
