@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from .needs import needs_database
-from .output import Failure, at_most, new_table, show, show_json
+from .output import Failure, at_most, failing_with_2, new_table, show, show_json
 
 
 @click.command("deletions")
@@ -40,13 +40,14 @@ def deletions(limit: int, as_json: bool) -> None:
 @click.command("receipt")
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
+@failing_with_2
 @needs_database
 def receipt(name: str, as_json: bool) -> None:
     """Show what was removed of a deleted account: by the id of the deletion or of the account.
 
     Its address will do where MAILPOLL_RECEIPT_ADDRESS_HASH was set when it was deleted.
 
-    Exit code 0: the deletion is done; 1: it is still running, or there is no such receipt.
+    Exit code 0: the deletion is done; 1: it is still running; 2: there is no such receipt.
     """
     from .. import receipts
 

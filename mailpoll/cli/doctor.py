@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .needs import ask_secret, needs_settings, reaching_database
-from .output import safe, show, show_json, styled
+from .output import failing_with_2, safe, show, show_json, styled
 
 
 @click.command()
@@ -26,6 +26,7 @@ from .output import safe, show, show_json, styled
 )
 @click.option("--password-stdin", is_flag=True, help="read the secret from standard input")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
+@failing_with_2
 @needs_settings
 def doctor(*, address: str | None, password_stdin: bool, as_json: bool, **fields: Any) -> None:
     """Find out what is wrong, and what to do about it.

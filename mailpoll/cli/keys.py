@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .needs import needs_database
-from .output import Failure, new_table, refused, safe, show, show_json, tell
+from .output import Failure, failing_with_2, new_table, refused, safe, show, show_json, tell
 
 
 @click.group()
@@ -26,6 +26,7 @@ def keys_new() -> None:
 
 @keys.command("status")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
+@failing_with_2
 @needs_database
 def keys_status(as_json: bool) -> None:
     """Show how many stored secrets each key has sealed.
@@ -61,6 +62,7 @@ def keys_status(as_json: bool) -> None:
 
 @keys.command("rotate")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
+@failing_with_2
 @needs_database
 def keys_rotate(as_json: bool) -> None:
     """Seal every stored secret with the first key, while everything runs.

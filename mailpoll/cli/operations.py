@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .needs import needs_database, needs_settings
-from .output import Failure, at_most, new_table, safe, show, show_json, tell
+from .output import Failure, at_most, failing_with_2, new_table, safe, show, show_json, tell
 
 
 @click.command("audit")
@@ -44,9 +44,13 @@ def notify() -> None:
 
 @notify.command("test")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per receiver")
+@failing_with_2
 @needs_settings
 def notify_test(as_json: bool) -> None:
-    """Send a message to every receiver of MAILPOLL_NOTIFY_URLS; exit code 1 if one fails."""
+    """Send a message to every receiver of MAILPOLL_NOTIFY_URLS.
+
+    Exit code 1: one did not take it; 2: none is set.
+    """
     from .. import notify as service
     from ..settings import settings
 

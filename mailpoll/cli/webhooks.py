@@ -8,7 +8,18 @@ import click
 
 from .event_types import types_option
 from .needs import find_account, needs_database
-from .output import Failure, at_most, new_table, refused, safe, show, show_json, styled, tell
+from .output import (
+    Failure,
+    at_most,
+    failing_with_2,
+    new_table,
+    refused,
+    safe,
+    show,
+    show_json,
+    styled,
+    tell,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -132,6 +143,7 @@ def _value(name: str, value: Any) -> "Text":
 @hooks.command("test")
 @click.argument("webhook")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object, for programs")
+@failing_with_2
 @needs_database
 def test_hook(webhook: str, as_json: bool) -> None:
     """Send a test event now, and tell what the receiver answers.

@@ -492,7 +492,7 @@ def test_a_test_message_reaches_every_receiver(
 
 def test_a_test_message_needs_a_receiver(embedded: System, tmp_path: Path) -> None:
     done = run("notify", "test", variables=variables(), cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == b"mailpoll: MAILPOLL_NOTIFY_URLS: is not set\n"
 
 

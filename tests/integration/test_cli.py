@@ -578,6 +578,30 @@ def test_what_was_written_wrongly_ends_with_2(
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "fsck --offline",
+        "export box@example.org --output there.mbox",
+        "accounts receipt box@example.org",
+        "keys status",
+        "keys rotate",
+        "webhooks test https://example.org",
+        "doctor box@example.org",
+        "notify test",
+    ],
+)
+def test_what_finds_something_ends_with_2_where_it_cannot_run(
+    variables: dict[str, str], command: str, tmp_path: Path
+) -> None:
+    # Given a PostgreSQL that is not there, and no receiver
+    variables["DATABASE_URL"] = f"postgresql://nobody@127.0.0.1:{free_ports(1)[0]}/nothing"
+    variables["PGCONNECT_TIMEOUT"] = "2"
+    result = run(*command.split(), variables=variables, cwd=tmp_path)
+    assert (result.returncode, result.stderr.count(b"\n")) == (2, 1), result.stderr
+    assert result.stderr.startswith(b"mailpoll: ")
+
+
+@pytest.mark.parametrize(
     ("error", "words"),
     [(KeyboardInterrupt(), "mailpoll: interrupted\n"), (ZeroDivisionError("x"), "Traceback")],
 )

@@ -470,7 +470,7 @@ def test_the_command_line_lists_and_shows_receipts(
     assert "nothing was left" in text
     assert command("receipt", waiting)[0] == 1
     code, text = command("receipt", address)
-    assert (code, text) == (1, f"mailpoll: there is no receipt of {address}\n")
+    assert (code, text) == (2, f"mailpoll: there is no receipt of {address}\n")
 
 
 def test_two_jobs_at_once_do_not_disturb_each_other(system: System, address: str) -> None:
