@@ -17,7 +17,7 @@ from ..imap import Fault, Fetched, ImapError, Listed, Session, Status, providers
 from ..models import EmailAccount, EmailFolder, EmailLocation, FetchVerdict
 from ..settings import Settings
 from . import proof
-from .download import Batch, Broken, Copy, Downloader, Failure, batches
+from .download import Batch, Body, Broken, Copy, Downloader, Failure, batches
 from .flags import ASKED, Flags
 from .ledger import Announce, Ledger, wire
 
@@ -434,14 +434,14 @@ class AccountSync:
         most = min(self.batch_messages, self.settings.batch_messages)
         todo = list(batches(wanted, self.settings, most))
         if left_out or copies:
-            self._commit(folder, Batch(left_out=left_out, copies=copies), {}, imported)
+            self._commit(folder, Batch(left_out=left_out, copies=copies), {}, side)
         for number, chosen in enumerate(todo, 1):
             size = sum(entry.size or 0 for entry in chosen)
             budgets.check_room(self.account)
             budgets.spend(self.account, size, importing=imported)
-            batch = self._download(folder, chosen, imported)
+            batch = self._download(folder, chosen, side)
             reached = edge if number == len(todo) else chosen[-1].uid or 0
-            self._commit(folder, batch, _moved(folder, side, reached), imported)
+            self._commit(folder, batch, _moved(folder, side, reached), side)
             self._check_slice()
         if not todo:
             self.ledger.save(folder, **_moved(folder, side, edge))
@@ -491,7 +491,7 @@ class AccountSync:
         found = {copy.entry.uid for copy in copies}
         return [entry for entry in entries if entry.uid not in found], copies
 
-    def _download(self, folder: EmailFolder, chosen: Sequence[Fetched], imported: bool) -> Batch:
+    def _download(self, folder: EmailFolder, chosen: Sequence[Fetched], side: str) -> Batch:
         downloader = Downloader(self.session, self.settings, self.account.uuid)
         suspected = (folder.id, chosen[0].uid) in self._suspects
         try:
@@ -500,7 +500,7 @@ class AccountSync:
             if len(chosen) == 1 and broken.error.fault is not Fault.THROTTLED:
                 self._suspect(folder, chosen[0], broken)
             if broken.batch:
-                self._commit(folder, broken.batch, {}, imported)
+                self._commit(folder, broken.batch, {}, side)
             raise broken.error from None
 
     def _suspect(self, folder: EmailFolder, entry: Fetched, broken: Broken) -> None:
@@ -511,12 +511,27 @@ class AccountSync:
             broken.batch.failures.append(failure)
         self._suspects.add(key)
 
-    def _commit(
-        self, folder: EmailFolder, batch: Batch, edge: dict[str, int], imported: bool
-    ) -> None:
-        self.outcome.messages += self.ledger.commit(folder, batch, edge, imported=imported)
+    def _commit(self, folder: EmailFolder, batch: Batch, edge: dict[str, int], side: str) -> None:
+        old = self._imports(folder, batch.bodies, side)
+        self.outcome.messages += self.ledger.commit(folder, batch, edge, old)
         self.outcome.bytes += sum(body.size for body in batch.bodies)
         self.outcome.verdicts += len(batch.failures)
+
+    def _imports(self, folder: EmailFolder, bodies: Sequence[Body], side: str) -> set[str]:
+        """Contents that had arrived before anybody could have seen them here.
+
+        The others are new mail: also from below the window of a folder that was made a moment ago,
+        or that was numbered anew. What could not be fetched in the import may come much later.
+        """
+        if side == "high":
+            return set()
+        below = side == "low"
+        since = folder.news_since if below else self.account.created_at
+        return {
+            body.sha256
+            for body in bodies
+            if since is None or (body.told_date < since if body.told_date else below)
+        }
 
     def _check_slice(self) -> None:
         if time.monotonic() >= self.until:

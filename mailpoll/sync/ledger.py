@@ -313,19 +313,16 @@ class Ledger:
 
     # Commit
 
-    def commit(
-        self, folder: EmailFolder, batch: Batch, edge: dict[str, int], *, imported: bool
-    ) -> int:
+    def commit(self, folder: EmailFolder, batch: Batch, edge: dict[str, int], old: Set[str]) -> int:
         """Blobs, then rows and cursor in one transaction, then the queue.
 
         Parameters:
           edge: the side of the folder's window that moves, and where to; empty when none does.
-          imported: they are from below the window: an import, but for what has just arrived.
+          old: the SHA-256 of those that are no news, but an import.
 
         Returns:
           how many messages were new.
         """
-        old = _imports(folder, batch.bodies) if imported else set()
         try:
             self._leave_out_buried(batch)
             with leases.kept(self.account, LEASE):
@@ -849,16 +846,3 @@ def _next_attempt(moment: datetime, attempts: int) -> datetime:
     """When to try again after so many attempts."""
     pause = min(FETCH_PAUSE * 2 ** min(attempts - 1, 20), FETCH_PAUSE_MAX)
     return moment + timedelta(seconds=pause)
-
-
-def _imports(folder: EmailFolder, bodies: Sequence[Body]) -> set[str]:
-    """Contents from below a folder's window that had arrived before anybody could have seen them.
-
-    The others are new mail: of a folder that was made a moment ago, or that was numbered anew.
-    """
-    since = folder.news_since
-    return {
-        body.sha256
-        for body in bodies
-        if since is None or body.told_date is None or body.told_date < since
-    }

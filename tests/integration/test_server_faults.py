@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from mailpoll import database
-from mailpoll.models import EmailFetchFailure
+from mailpoll.models import EmailFetchFailure, EmailRawMessage
 from mailpoll.sync import ledger
 from tests.integration.scripted import add, polled, stored
 from tests.integration.system import System, message
@@ -25,30 +25,28 @@ def test_answers_about_other_messages_amid_a_fetch_are_ignored(scripted: System)
     assert stored() == [raw]
 
 
+def leaving_out(server: ScriptedImap, *uids: int) -> Rule:
+    """The server lists these messages, and never sends them."""
+    whole = server._fetch
+
+    def without() -> bytes:
+        kept = dict(server.messages)
+        server.messages = {uid: raw for uid, raw in kept.items() if uid not in uids}
+        try:
+            return whole(server.commands[-1].upper()) + b"{tag} OK\r\n"
+        finally:
+            server.messages = kept
+
+    return Rule(r"UID FETCH .*BODY\.PEEK", without)
+
+
 def test_a_message_that_is_listed_but_never_sent_gets_a_verdict_and_blocks_nothing(
     scripted: System,
 ) -> None:
     # Given a server that leaves out message 2 whenever it is asked for
     mail = {uid: message(f"number {uid}") for uid in (1, 2, 3)}
     with ScriptedImap(messages=mail) as server:
-        whole = server._fetch
-
-        def without_two(verb: str) -> bytes:
-            if "BODY.PEEK" not in verb:
-                return whole(verb)
-            kept = dict(server.messages)
-            server.messages = {uid: raw for uid, raw in kept.items() if uid != 2}
-            try:
-                return whole(verb)
-            finally:
-                server.messages = kept
-
-        server.rules = [
-            Rule(
-                r"UID FETCH .*BODY",
-                lambda: without_two(server.commands[-1].upper()) + b"{tag} OK\r\n",
-            )
-        ]
+        server.rules = [leaving_out(server, 2)]
         account = polled(add(server))
         # Then the others are stored, and the one left out is waiting, not forgotten
         assert stored() == [mail[1], mail[3]] or stored() == [mail[3], mail[1]]
@@ -65,6 +63,25 @@ def test_a_message_that_is_listed_but_never_sent_gets_a_verdict_and_blocks_nothi
     assert sorted(stored()) == sorted(mail.values())
     with database.connected():
         assert EmailFetchFailure.select().count() == 0
+
+
+def test_what_comes_late_is_news_only_if_it_arrived_here(scripted: System) -> None:
+    # Given two messages that could not be fetched: one from long before, one that has just come
+    mail = {uid: message(f"number {uid}") for uid in (1, 2, 3)}
+    with ScriptedImap(messages=mail) as server:
+        server.inbox.dates = {2: "24-Nov-2020 10:00:00 +0000", 3: "24-Nov-2099 10:00:00 +0000"}
+        server.rules = [leaving_out(server, 2, 3)]
+        account = polled(add(server))
+        assert stored() == [mail[1]]
+        # When the server sends them after all
+        server.rules = []
+        with database.transaction():
+            EmailFetchFailure.update(next_attempt_at=database.now()).execute()
+        polled(account)
+    # Then only the second is told as new mail
+    with database.connected():
+        rows = list(EmailRawMessage.select(EmailRawMessage.imported, EmailRawMessage.internal_date))
+    assert {(row.internal_date.year, row.imported) for row in rows} >= {(2020, True), (2099, False)}
 
 
 def test_a_message_removed_between_list_and_fetch_is_gone(scripted: System) -> None:
