@@ -89,8 +89,8 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 
     A small prefetch, so that no worker hoards messages. And glibc gives memory back: otherwise it
     has 16 arenas on two cores, each of which keeps what the largest message took there, and after
-    the first large one it keeps blocks of up to 32 MB among small ones (mallopt(3); in bytes). Two
-    arenas come apart twice as fast as one, and threads that share the interpreter's lock do not
+    the first large one it keeps blocks of up to 32 MB among small ones (mallopt(3); in bytes). One
+    arena comes apart more slowly than two, and threads that wait for the interpreter's lock hardly
     wait for its.
     """
     return {
