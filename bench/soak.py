@@ -542,7 +542,7 @@ def document(found: dict[str, dict[str, Any]], minutes: float) -> Result:
             f"{backing}: " + ", ".join(f"{what} ({at // 60} min)" for at, what in figures["faults"])
             for backing, figures in found.items()
         )
-        + ". Both halves break the same in another order, as long as there is time for all. Growth "
+        + ". With time for all of them, both halves break the same in another order. Growth "
         "is the median of the slopes between any two samples (Theil-Sen) of a process, without its "
         "first half hour. Made by `make soak`."
     ]

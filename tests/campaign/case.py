@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.campaign.world import BOUND, Backing, World
+from tests.campaign.world import Backing, World
 
 EMBEDDED, PRODUCTION = "embedded", "production"
 BOTH = (EMBEDDED, PRODUCTION)
+#: Seconds until work in hand goes on, or is enqueued again, if nothing else is said of a fault.
+BOUND = 120
 #: A poll that could not write down its end holds its account until its lease is over (120 s), and
 #: the scheduler looks every minute. A shorter lease would be lost by polls of slow servers.
 LEASE_BOUND = 120 + 60

@@ -83,12 +83,12 @@ def killed_request(world: World, point: str) -> None:
     world.uuids[new.address] = made
     _, changed = _ask(world, "PATCH", f"/email-accounts/{made}", {"poll_interval": 60})
     assert changed["poll_interval"] == 60
-    world.settle()
+    world.settle(90)
     if point == "deletion-asked":
         _asked(world, "DELETE", f"/email-accounts/{made}", {202, 404})
         world.deleted[made] = new.address
     world.healed()
-    world.settle()
+    world.settle(90)
     expect(world, f"{point}.1.kill")
     # What was committed before the death is found by whoever asks again.
     assert statuses[-1] == {"account-added": 409}.get(point, 201)
@@ -142,7 +142,7 @@ def changed_meanwhile(world: World, _: str) -> None:
     assert _ask(world, "PATCH", other, {"poll_interval": 5})[1]["poll_interval"] == 5
     world.deliver(kept, 5)
     world.healed()
-    world.settle()
+    world.settle(90)
 
 
 # The power fails
@@ -391,7 +391,7 @@ def killed_rotation(world: World, _: str) -> None:
     for post in posts:
         world.deliver(post, 3)
     world.start()
-    world.settle()
+    world.settle(90)
     new = new_key()
     # R1: the new key is there, and nothing is sealed with it yet
     world.stop()
@@ -404,7 +404,7 @@ def killed_rotation(world: World, _: str) -> None:
     killed = command(world, "keys", "rotate", MAILPOLL_FAULT="keys-page:kill:1")
     assert killed.returncode == -signal.SIGKILL
     world.deliver(posts[0], 2)
-    world.settle()
+    world.settle(90)
     done = command(world, "keys", "rotate", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert command(world, "keys", "status").returncode == 0
@@ -416,7 +416,7 @@ def killed_rotation(world: World, _: str) -> None:
     world.start()
     world.deliver(posts[1], 2)
     world.healed()
-    world.settle()
+    world.settle(90)
     # A ring that has not the key of what is stored is refused, by name and at once
     refused = command(world, "poller", MAILPOLL_SECRET_KEY=new_key())
     assert refused.returncode not in (0, -signal.SIGKILL)

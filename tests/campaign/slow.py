@@ -94,7 +94,7 @@ def left_behind(world: World, _: str) -> None:
     assert world.fallen_back()
     world.proxies["store"].up()
     world.healed()
-    world.settle()
+    world.settle(90)
     assert not world.fallen_back()
 
 
@@ -183,7 +183,7 @@ def zombie(world: World, point: str) -> None:
     for pid in world.tasks("everything"):
         os.kill(pid, signal.SIGCONT)
     world.healed()
-    world.settle()
+    world.settle(90)
     expect(world, f"{point}.1.stop")
 
 
@@ -450,7 +450,7 @@ def full_disk(world: World, _: str) -> None:
     assert shutil.disk_usage(world.data).free < 2_000_000
     world.mount("300m", "remount")
     world.healed()
-    world.settle()
+    world.settle(120)
     with sqlite3.connect(world.data / "mailpoll.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
@@ -474,7 +474,7 @@ def restored_database(world: World, _: str) -> None:
     world.deliver(post, 3)
     world.start()
     world.healed()
-    world.settle()
+    world.settle(120)
 
 
 def _copy_database(world: World, *, restore: bool) -> None:
@@ -647,7 +647,7 @@ def wrong_bytes(world: World, kind: str) -> None:
     world.deliver(post, 12)
     world.until(lambda: world.store_layer and world.store_layer.done[kind] == times, 60, "no fault")
     world.healed()
-    world.settle()
+    world.settle(120)
 
 
 @fault(
@@ -695,7 +695,7 @@ def no_fallback(world: World, _: str) -> None:
     assert counted() == 3
     world.proxies["store"].up()
     world.healed()
-    world.settle()
+    world.settle(120)
 
 
 @fault("F42", "blobs rot and vanish, and fsck brings them back", variants=("flip", "cut", "gone"))
@@ -808,7 +808,7 @@ def few_files(world: World, _: str) -> None:
     for post in posts:
         world.deliver(post, 20, attachments=3)
     world.start()
-    world.settle()
+    world.settle(120)
 
 
 @fault("F62", "a process gets a fifth of a core", bound=240, **REAL)
@@ -928,7 +928,7 @@ def unknown_messages(world: World, _: str) -> None:
         )
         broker.enqueue_all([(message, None)])
     world.start()
-    world.settle()
+    world.settle(90)
 
 
 @fault("F70", "an operator purges the queues", **REAL)
@@ -968,7 +968,7 @@ def wiped_dyno(world: World, _: str) -> None:
     world.run_for(5)
     world.proxies["store"].up()
     world.healed()
-    world.settle()
+    world.settle(120)
 
 
 #: What the faults of `nemesis` explain beside what is away: a lease that another took, a deletion

@@ -50,8 +50,6 @@ PASSWORD = "canary-Zz9-password"
 HEARTBEATS = "mailpoll:__heartbeats__"
 #: In a million commands of Dramatiq.
 ALWAYS = 1_000_000
-#: Seconds until work in hand goes on, or is enqueued again, if nothing else is said of a fault.
-BOUND = 120
 #: Seconds that is waited in real time: what recovers after its bound is to have a figure.
 LONGEST = 420
 #: Seconds after its first connection until a process has begun to work: it may load for long.
@@ -440,7 +438,7 @@ class World:
         self.fault_end = time.time()
         self._since = max(self._since, self.fault_end)
 
-    def settle(self, seconds: float = BOUND) -> None:
+    def settle(self, seconds: float = 60) -> None:
         """Wait until all is polled, processed and put away."""
         if not self.fault_end:
             self.healed()
