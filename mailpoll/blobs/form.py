@@ -35,6 +35,8 @@ TAG_BYTES = 16
 KEY_BYTES = 32
 #: Blobs of up to so many bytes are read as a whole.
 SMALL = 1 << 20
+#: Bytes of content up to which a compressor is used again, and how many are kept for that.
+REUSED, KEPT = 32 * 1024, 4
 #: The level that costs an import least: see docs/decisions/0024.
 LEVEL = 1
 #: An empty frame, which says nothing. Behind a frame that lost its end, it stands where the
@@ -92,9 +94,7 @@ class Form:
     def _compressed(self, blob: NewBlob) -> Iterator[bytes]:
         if isinstance(blob.source, bytes):
             (content,) = blob.pieces()
-            with self._compressors.one() as compressor:
-                frame = compressor.compress(content)
-            yield frame
+            yield self._frame(content)
             return
         try:
             stream = _compressor(self._level).compressobj(size=blob.size)
@@ -103,6 +103,12 @@ class Form:
             yield stream.flush()
         except zstandard.ZstdError as error:  # it has become longer than it was
             raise BlobCorrupt(f"{blob.key}: {error}") from None
+
+    def _frame(self, content: bytes) -> bytes:
+        if len(content) > REUSED:
+            return _compressor(self._level).compress(content)
+        with self._compressors.one() as compressor:
+            return compressor.compress(content)
 
     def _sealed(self, key: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
         salt = os.urandom(SALT_BYTES)
@@ -156,9 +162,10 @@ class Form:
 
 
 class _Idle(Generic[Codec]):
-    """Codecs that nobody uses just now: making one takes as long as compressing a message.
+    """Codecs that nobody uses just now: making one takes longer than compressing a short message.
 
-    Shared by all threads, for a compressor keeps 1.4 MB once it has seen a large message.
+    Shared by all threads, and few: a compressor keeps 0.3 MB after 32 kB, and 1.4 MB after a large
+    message, so that memory would grow until every one has met a large message.
     """
 
     def __init__(self, make: Callable[[], Codec]) -> None:
@@ -172,7 +179,8 @@ class _Idle(Generic[Codec]):
         except IndexError:
             codec = self._make()
         yield codec
-        self._idle.append(codec)  # not what has failed
+        if len(self._idle) < KEPT:
+            self._idle.append(codec)  # not what has failed
 
 
 def _compressor(level: int) -> zstandard.ZstdCompressor:

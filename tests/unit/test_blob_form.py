@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import zstandard
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailpoll.blobs import BlobCorrupt, Form, NewBlob, blob_key
-from mailpoll.blobs.form import SALT_BYTES, SEALED, SEGMENT, SMALL, TAG_BYTES
+from mailpoll.blobs.form import KEPT, SALT_BYTES, SEALED, SEGMENT, SMALL, TAG_BYTES
 
 ANN = "0b7a2f0c-9f6e-4d3a-8a64-0123456789ab"
 BEN = "1b7a2f0c-9f6e-4d3a-8a64-0123456789ab"
@@ -216,6 +217,20 @@ def test_what_is_read_is_closed_with_its_stream_and_when_it_is_refused() -> None
     with pytest.raises(BlobCorrupt):
         PLAIN.decode(blob_of(b"").key, bad)
     assert bad.closed
+
+
+def test_a_form_keeps_little_memory_whatever_it_has_compressed() -> None:
+    form = Form()
+    messages = [blob_of(os.urandom(size)) for size in (4_000, 30_000, 100_000, SMALL) * 8]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda blob: encoded(form, blob), messages))
+    idle = form._compressors
+    with ExitStack() as used:
+        kept = [used.enter_context(idle.one()) for _ in range(4 * KEPT)]
+        for compressor in kept:
+            compressor.compress(b"short")
+        assert max(compressor.memory_size() for compressor in kept) < 300_000
+    assert len(idle._idle) == KEPT
 
 
 def test_threads_share_a_form() -> None:
