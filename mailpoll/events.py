@@ -116,7 +116,7 @@ def read(
     with database.connected():
         query = (
             table.select(table, EmailAccount.id, EmailAccount.uuid)
-            .left_outer_join(EmailAccount)
+            .left_outer_join(EmailAccount, table.account_id == EmailAccount.id, attr="account")
             .where(table.number > after)
             .order_by(table.number.desc() if newest else table.number)
             .limit(limit)
@@ -124,7 +124,7 @@ def read(
         if types is not None:
             query = query.where(table.type.in_(list(types)))
         if account_id is not None:
-            query = query.where(table.account == account_id)
+            query = query.where(table.account_id == account_id)
         return [_event(row) for row in query]
 
 

@@ -295,7 +295,7 @@ def _rows_left(account_id: int) -> dict[str, int]:
         EmailHold: EmailHold.account == account_id,
         EmailExport: EmailExport.account == account_id,
         EmailExportPart: EmailExportPart.account == account_id,
-        EmailEvent: EmailEvent.account == account_id,
+        EmailEvent: EmailEvent.account_id == account_id,
         WebhookDelivery: WebhookDelivery.account_id == account_id,
     }
     with database.connected():

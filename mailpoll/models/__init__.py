@@ -1,0 +1,127 @@
+"""The tables, and the queries that have a name. Indexes and constraints stand in ``migrations/``.
+
+Times are aware UTC datetimes. Nothing here knows IMAP, blobs or queues.
+"""
+
+from .access import ApiKey, AuditEvent, Scope
+from .account import (
+    AccountState,
+    EmailAccount,
+    EmailHost,
+    LeaseLost,
+)
+from .base import Table, count
+from .counts import SHARDS, EmailAccountDay, EmailDay, EmailHour
+from .deletion import EmailDoomedBlob, EmailHold, EmailJob, EmailTombstone, JobState
+from .events import (
+    EmailEvent,
+    EndpointState,
+    EventType,
+    Payload,
+    WebhookDelivery,
+    WebhookEndpoint,
+)
+from .exports import EmailExport, EmailExportPart, ExportState
+from .health import Alarm, EmailDamage, EmailScrub, Mark, MarkName
+from .mail import (
+    ARCHIVED,
+    LOCAL,
+    STORED,
+    UNFINISHED,
+    UNSEEN,
+    EmailAttachment,
+    EmailFetchFailure,
+    EmailFlag,
+    EmailFolder,
+    EmailLeftOut,
+    EmailLocation,
+    EmailRawMessage,
+    EmailSearch,
+    EmailThreadKey,
+    FetchVerdict,
+    MessageStatus,
+)
+
+#: What mailpoll writes, parents first.
+TABLES = [
+    EmailHost,
+    EmailAccount,
+    EmailFolder,
+    EmailRawMessage,
+    EmailLocation,
+    EmailFlag,
+    EmailAttachment,
+    EmailSearch,
+    EmailThreadKey,
+    EmailFetchFailure,
+    EmailLeftOut,
+    EmailAccountDay,
+    EmailTombstone,
+    EmailDoomedBlob,
+    EmailHold,
+    EmailHour,
+    EmailEvent,
+    WebhookEndpoint,
+    WebhookDelivery,
+    EmailJob,
+    ApiKey,
+    AuditEvent,
+    Mark,
+    Alarm,
+    EmailScrub,
+    EmailDamage,
+    EmailExport,
+    EmailExportPart,
+]
+
+__all__ = [
+    "ARCHIVED",
+    "LOCAL",
+    "SHARDS",
+    "STORED",
+    "TABLES",
+    "UNFINISHED",
+    "UNSEEN",
+    "AccountState",
+    "Alarm",
+    "ApiKey",
+    "AuditEvent",
+    "EmailAccount",
+    "EmailAccountDay",
+    "EmailAttachment",
+    "EmailDamage",
+    "EmailDay",
+    "EmailDoomedBlob",
+    "EmailEvent",
+    "EmailExport",
+    "EmailExportPart",
+    "EmailFetchFailure",
+    "EmailFlag",
+    "EmailFolder",
+    "EmailHold",
+    "EmailHost",
+    "EmailHour",
+    "EmailJob",
+    "EmailLeftOut",
+    "EmailLocation",
+    "EmailRawMessage",
+    "EmailScrub",
+    "EmailSearch",
+    "EmailThreadKey",
+    "EmailTombstone",
+    "EndpointState",
+    "EventType",
+    "ExportState",
+    "FetchVerdict",
+    "JobState",
+    "LeaseLost",
+    "Mark",
+    "MarkName",
+    "MessageStatus",
+    "Payload",
+    "Scope",
+    "Table",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "count",
+]
