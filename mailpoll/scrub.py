@@ -23,8 +23,8 @@ from . import budgets, database, runtime
 from .blobs import StoreUnavailable, blob_key
 from .crypto import DataKeyError
 from .fsck import Difference, Kind, Outcome, Repair, repair_one
+from .fsck.damage import TABLES, Named, Row, State, broken, columns_of, row_of, state_of
 from .fsck.server import Mailbox
-from .fsck.stored import TABLES, Named, Row, State, broken, columns_of, row_of, state_of
 from .middleware.rate_limit import RateLimit
 from .models import (
     AccountState,

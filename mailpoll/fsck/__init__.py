@@ -1,8 +1,9 @@
 """Check the three truths against each other: database, stores, and the servers' live lists.
 
-``rows`` looks at the database itself, ``stored`` at blobs, ``server`` at what servers list now;
-``findings`` has the words. Everything is read page by page, so memory stays flat. Repairs are
-conditional, can be done twice, and hold the account's lease, so that pollers and workers may run.
+``rows`` looks at the database itself, ``stored`` at all blobs, ``damage`` at one of them, and
+``server`` at what servers list now; ``findings`` has the words. Everything is read page by page, so
+memory stays flat. Repairs are conditional, can be done twice, and hold the account's lease, so that
+pollers and workers may run.
 """
 
 import time

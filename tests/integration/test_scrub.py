@@ -479,7 +479,7 @@ def test_while_a_store_is_away_the_scrub_waits_and_names_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(kind, "open_stored", away)
         patched.setattr(kind, "check", away)
-        patched.setattr("mailpoll.fsck.stored.PAUSES", (0,))
+        patched.setattr("mailpoll.fsck.damage.PAUSES", (0,))
         actors.scrub.fn()
     assert (figures(system)["progress"], found(system)) == (0.0, CLEAN)
     actors.scrub.fn()
