@@ -33,7 +33,7 @@ from .models import (
 )
 from .policy import Policy, Rule
 from .settings import settings
-from .sync import ledger, proof
+from .sync import proof, window
 
 log = structlog.get_logger()
 
@@ -490,11 +490,11 @@ class Run:
             by_folder.setdefault(folder_id, []).append(place)
         for folder_id, found in sorted(by_folder.items()):
             folder = folders[folder_id]
-            ledger.leave_out(folder, [uid for uid, _, left in found if not left])
+            window.leave_out(folder, [uid for uid, _, left in found if not left])
             folder.messages -= len(found)
             folder.bytes -= sum(size for _, size, _ in found)
             folder.expunged -= sum(1 for *_, left in found if left)
-            columns = {name: getattr(folder, name) for name in ledger.NOTHING}
+            columns = {name: getattr(folder, name) for name in window.NOTHING}
             if folder.proof:
                 columns["proof"] = proof.account_for(
                     folder,

@@ -20,6 +20,7 @@ from . import proof
 from .download import Batch, Body, Broken, Copy, Downloader, Failure, batches
 from .flags import ASKED, Flags
 from .ledger import Announce, Ledger, wire
+from .window import due_failures, newest_place, written_uids
 
 log = structlog.get_logger()
 
@@ -296,7 +297,7 @@ class AccountSync:
             first = max(1, folder.low, folder.high + 1 - LOOK_BACK)
             uids = self.session.uids(first, None if final else folder.high + width)
             faults.point("uids-listed")
-            place = self.ledger.newest_place(folder)
+            place = newest_place(folder)
             unknown = self._unknown(folder, uids)
             # One question for both: each is a way to the server and back.
             check = [place.uid] if place and place.uid in uids else []
@@ -330,7 +331,7 @@ class AccountSync:
         self._store_unknown(folder, unknown, facts, edge)
 
     def _unknown(self, folder: EmailFolder, uids: Sequence[int]) -> list[int]:
-        known = self.ledger.verdicts(folder, uids[0], uids[-1]) if uids else set()
+        known = written_uids(folder, uids[0], uids[-1]) if uids else set()
         return [uid for uid in uids if uid not in known]
 
     def _store_unknown(
@@ -384,7 +385,7 @@ class AccountSync:
         entries = self._facts(folder, self.session.scan, first, folder.low - 1)
         faults.point("uids-listed")
         self._widths[folder.id] = _next_width(width, len(entries), seen.messages)
-        known = self.ledger.verdicts(folder, first, folder.low - 1) if entries else set()
+        known = written_uids(folder, first, folder.low - 1) if entries else set()
         unknown = [entry for entry in entries if entry.uid not in known]
         self._store(folder, unknown, "low", first)
         if folder.imported:
@@ -398,7 +399,7 @@ class AccountSync:
     # What could not be fetched before
 
     def _failing(self, folders: Sequence[EmailFolder]) -> list[EmailFolder]:
-        for failure in self.ledger.due_failures(folders):
+        for failure in due_failures(folders):
             self._due.setdefault(failure.folder_id, []).append(failure.uid)
         return [folder for folder in folders if folder.id in self._due]
 

@@ -17,6 +17,7 @@ from ..imap import Fault, Fetched, ImapError, Session, Status
 from ..models import EmailFolder
 from .ledger import Ledger
 from .proof import WIDTH, bounded
+from .window import present_between, present_uids
 
 log = structlog.get_logger()
 
@@ -143,7 +144,7 @@ class Flags:
         """Compare all flags, newest first, as far as this poll's share goes."""
         ends = folder.flags_target is not None and folder.modseq != UNTRUSTED
         while (self._left if ends else self._endless_left) > 0:
-            uids = self._ledger.present(folder, folder.flags_cursor, WINDOW)
+            uids = present_uids(folder, folder.flags_cursor, WINDOW)
             if not uids:
                 self._done(folder, whole=True)
                 return
@@ -167,7 +168,7 @@ class Flags:
                 self._distrust(folder, "it names what has changed without its flags")
                 return gone
             if ranges:
-                gone += _within(self._ledger.present_between(folder, first, last), ranges)
+                gone += _within(present_between(folder, first, last), ranges)
             if few:
                 break
             self._note(folder, first - 1)

@@ -41,6 +41,7 @@ from ..models import (
 from ..settings import Settings
 from . import flag_rows
 from .download import Batch, Body, Copy, Failure
+from .window import NOTHING, OF_WINDOW, counters_of, leave_out, rows_of
 
 log = structlog.get_logger()
 
@@ -62,19 +63,6 @@ INSERT_LOCATION = database.Statement("""
         internal_date, seen_at, flags, labels, message_id, message_date)
     SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, id, internal_date FROM email_raw_messages WHERE id = ?
     ON CONFLICT DO NOTHING
-""")
-#: The UIDs of a window that messages lie under, as far as is known, from one downward.
-PRESENT = database.Statement("""
-    SELECT uid FROM email_locations
-    WHERE folder_id = ? AND uidvalidity = ? AND generation = ? AND uid <= ?
-        AND expunged_at IS NULL
-    ORDER BY uid DESC LIMIT ?
-""")
-PRESENT_BETWEEN = database.Statement("""
-    SELECT uid FROM email_locations
-    WHERE folder_id = ? AND uidvalidity = ? AND generation = ? AND uid BETWEEN ? AND ?
-        AND expunged_at IS NULL
-    ORDER BY uid
 """)
 #: Where messages lie and lay: whether still, as far as the folder's present window says.
 PLACES = database.Statement("""
@@ -99,10 +87,6 @@ PRESENT_HERE = database.Statement("""
             AND l.expunged_at IS NULL
     ) AND m.id IN []
 """)
-INSERT_LEFT_OUT = database.Statement("""
-    INSERT INTO email_left_out (folder_id, uidvalidity, generation, first_uid, last_uid)
-    VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
-""")
 
 #: Which contents retention has deleted by their age: by SHA-256, or by the server's names.
 BURIED = database.Statement(
@@ -116,23 +100,6 @@ BURIED_NAMES = database.Statement("""
 KNOWN = database.Statement(
     "SELECT sha256, id FROM email_raw_messages WHERE account_id = ? AND sha256 IN []"
 )
-OF_WINDOW = "folder_id = ? AND uidvalidity = ? AND generation = ?"
-#: UIDs of a range of which something is written down.
-VERDICTS = database.Statement(f"""
-    SELECT uid FROM email_locations WHERE {OF_WINDOW} AND uid BETWEEN ? AND ?
-    UNION ALL SELECT uid FROM email_fetch_failures WHERE {OF_WINDOW} AND uid BETWEEN ? AND ?
-""")  # noqa: S608
-COUNTS = database.Statement(f"""
-    SELECT verdict, COUNT(*) FROM email_fetch_failures WHERE {OF_WINDOW} GROUP BY verdict
-    UNION ALL SELECT 'left_out', COALESCE(SUM(last_uid - first_uid + 1), 0) FROM email_left_out
-    WHERE {OF_WINDOW}
-""")  # noqa: S608
-#: Runs of UIDs left out that touch a range.
-RUNS = database.Statement(f"""
-    SELECT first_uid, last_uid FROM email_left_out
-    WHERE {OF_WINDOW} AND first_uid <= ? AND last_uid >= ?
-""")  # noqa: S608
-DUE = "folder_id IN [] AND verdict IN ('waiting', 'unreadable') AND next_attempt_at <= ?"
 FORGET_FAILURES = database.Statement(
     f"DELETE FROM email_fetch_failures WHERE {OF_WINDOW} AND uid IN []"  # noqa: S608
 )
@@ -140,8 +107,6 @@ FORGET_FAILURES = database.Statement(
 #: A server's clock may be that far behind the database's, when it dates what arrives.
 CLOCKS_APART = timedelta(minutes=10)
 
-#: The counters of a folder of which nothing is stored.
-NOTHING = {"messages": 0, "bytes": 0, "expunged": 0}
 
 #: Tells the queue of messages whose rows are committed: (message ids, part of the import).
 Announce = Callable[[Sequence[int], bool], None]
@@ -283,33 +248,7 @@ class Ledger:
             for table in (EmailFetchFailure, EmailLeftOut):
                 table.delete().where(table.folder == folder.id).execute()
             flag_rows.forget(folder, uidvalidity, generation)
-            return _counters(folder, uidvalidity, generation)
-
-    # Verdicts
-
-    def verdicts(self, folder: EmailFolder, first: int, last: int) -> set[int]:
-        """The UIDs from ``first`` to ``last`` of which something is written down already."""
-        with database.connected():
-            span = (*folder.numbering, first, last)
-            known = {uid for (uid,) in VERDICTS.run(*span, *span).fetchall()}
-            for low, high in _runs(folder, first, last):
-                known.update(range(max(low, first), min(high, last) + 1))
-        return known
-
-    def newest_place(self, folder: EmailFolder) -> EmailLocation | None:
-        """The place with the highest UID whose date the server told, unless it has left."""
-        with database.connected():
-            newest = f"{OF_WINDOW} ORDER BY uid DESC LIMIT 1"
-            (row,) = database.select(EmailLocation, newest, *folder.numbering) or (None,)
-        return row if row and row.internal_date and not row.expunged_at else None
-
-    def due_failures(self, folders: Sequence[EmailFolder]) -> list[EmailFetchFailure]:
-        """What could not be fetched before and is to be tried again now."""
-        with database.connected():
-            moment = database.timestamp(database.now())
-            ids = [one.id for one in folders]
-            found = database.select(EmailFetchFailure, DUE, ids, moment)
-        return sorted(found, key=lambda failure: (failure.folder_id, failure.uid))
+            return counters_of(folder, uidvalidity, generation)
 
     # Commit
 
@@ -514,21 +453,9 @@ class Ledger:
         if INSERT_LOCATION.run_many(rows) == len(rows):
             _update(folder, {"messages": folder.messages + len(rows), "bytes": folder.bytes + size})
         else:  # some were there already
-            _update(folder, _counters(folder, folder.uidvalidity, folder.generation))
+            _update(folder, counters_of(folder, folder.uidvalidity, folder.generation))
 
     # Flags
-
-    def present(self, folder: EmailFolder, uid: int, limit: int) -> list[int]:
-        """The highest UIDs of known messages up to one, ascending."""
-        with database.connected():
-            rows = PRESENT.run(*folder.numbering, uid, limit).fetchall()
-        return [uid for (uid,) in reversed(rows)]
-
-    def present_between(self, folder: EmailFolder, first: int, last: int) -> list[int]:
-        """The UIDs of known messages in a range, ascending."""
-        with database.connected():
-            rows = PRESENT_BETWEEN.run(*folder.numbering, first, last).fetchall()
-        return [uid for (uid,) in rows]
 
     def note_flags(self, folder: EmailFolder, entries: Mapping[int, Fetched]) -> None:
         """Write down and announce the flags that differ from those that are known.
@@ -615,7 +542,7 @@ class Ledger:
         table = EmailFetchFailure
         moment = database.now()
         for failure in failures:
-            row = table.get_or_none(_of(table, folder), table.uid == failure.uid) or table(
+            row = table.get_or_none(rows_of(table, folder), table.uid == failure.uid) or table(
                 folder=folder,
                 uidvalidity=folder.uidvalidity,
                 generation=folder.generation,
@@ -670,7 +597,7 @@ class Ledger:
             for chunk in database.chunks(returned):
                 self._mark(folder, chunk, None, FetchVerdict.WAITING)
             if left_out is not None:
-                EmailLeftOut.delete().where(_of(EmailLeftOut, folder)).execute()
+                EmailLeftOut.delete().where(rows_of(EmailLeftOut, folder)).execute()
                 leave_out(folder, left_out)
 
     def _mark(
@@ -682,7 +609,7 @@ class Ledger:
     ) -> None:
         place, failure = EmailLocation, EmailFetchFailure
         marked = (
-            _of(place, folder)
+            rows_of(place, folder)
             & place.uid.in_(uids)
             & place.expunged_at.is_null(expunged_at is not None)
         )
@@ -702,7 +629,7 @@ class Ledger:
         expunged = folder.expunged + (changed if expunged_at else -changed)
         _update(folder, {"expunged": expunged})
         failure.update(verdict=verdict, next_attempt_at=database.now()).where(
-            _of(failure, folder), failure.uid.in_(uids)
+            rows_of(failure, folder), failure.uid.in_(uids)
         ).execute()
 
     def _tell_expunged(self, folder: EmailFolder, message_ids: Set[int]) -> None:
@@ -749,89 +676,10 @@ def _places(message_ids: Set[int]) -> dict[int, list[_Place]]:
     return found
 
 
-def known_uids(folder: EmailFolder, first: int, last: int) -> tuple[set[int], set[int], set[int]]:
-    """UIDs of a folder by what is written down of them.
-
-    Returns:
-      (those that should be at the server, those that have left it, those left out).
-    """
-    place, failure = EmailLocation, EmailFetchFailure
-    present: set[int] = set()
-    gone: set[int] = set()
-    left_out: set[int] = set()
-    with database.connected():
-        rows = place.select(place.uid, place.expunged_at).where(
-            _of(place, folder), place.uid.between(first, last)
-        )
-        for uid, expunged_at in rows.tuples():
-            (gone if expunged_at else present).add(uid)
-        verdicts = failure.select(failure.uid, failure.verdict).where(
-            _of(failure, folder), failure.uid.between(first, last)
-        )
-        for uid, verdict in verdicts.tuples():
-            (gone if verdict == FetchVerdict.GONE else present).add(uid)
-        for low, high in _runs(folder, first, last):
-            left_out.update(range(max(low, first), min(high, last) + 1))
-    return present, gone, left_out
-
-
-def counts(folder: EmailFolder) -> dict[str, int]:
-    """UIDs of the folder without a message by verdict, and those left out."""
-    with database.connected():
-        rows = COUNTS.run(*folder.numbering, *folder.numbering).fetchall()
-    found = {str(verdict): 0 for verdict in FetchVerdict}
-    return found | {verdict: int(count) for verdict, count in rows}
-
-
 def _discard(body: Body) -> None:
     """Remove the file of a large message."""
     if isinstance(body.source, Path):
         body.source.unlink(missing_ok=True)
-
-
-def _counters(folder: EmailFolder, uidvalidity: int, generation: int) -> dict[str, int]:
-    """A folder's counters, counted from its places."""
-    place = EmailLocation
-    sums = (
-        place.select(
-            fn.COUNT(place.id),
-            fn.COALESCE(fn.SUM(EmailRawMessage.size), 0),
-            fn.COUNT(place.expunged_at),
-        )
-        .join(EmailRawMessage)
-        .where(
-            place.folder == folder.id,
-            place.uidvalidity == uidvalidity,
-            place.generation == generation,
-        )
-    )
-    return dict(zip(NOTHING, map(int, sums.tuples().get()), strict=True))
-
-
-def _of(table: Any, folder: EmailFolder) -> Any:
-    """The condition of a row that belongs to the folder's window."""
-    return (
-        (table.folder == folder.id)
-        & (table.uidvalidity == folder.uidvalidity)
-        & (table.generation == folder.generation)
-    )
-
-
-def _runs(folder: EmailFolder, first: int, last: int) -> list[tuple[int, int]]:
-    """The runs of UIDs left out that touch a range."""
-    return RUNS.run(*folder.numbering, last, first).fetchall()
-
-
-def leave_out(folder: EmailFolder, uids: Sequence[int]) -> None:
-    """Note UIDs that the account does not want, in the caller's transaction."""
-    runs: list[list[int]] = []
-    for uid in sorted(uids):
-        if runs and uid == runs[-1][1] + 1:
-            runs[-1][1] = uid
-        else:
-            runs.append([uid, uid])
-    if runs:
-        INSERT_LEFT_OUT.run_many([(*folder.numbering, low, high) for low, high in runs])
 
 
 def _update(folder: EmailFolder, values: dict[str, Any]) -> None:

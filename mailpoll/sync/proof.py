@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ..models import EmailFolder
-from . import ledger
+from .window import known_uids, verdicts_of
 
 #: UIDs compared at once; four times as many where they are sparse.
 WIDTH = 50_000
@@ -73,7 +73,7 @@ def _compare_piece(
     folder: EmailFolder, first: int, last: int, listed: list[int], found: Difference
 ) -> None:
     there = {uid for uid in listed if uid >= first}
-    present, gone, left_out = ledger.known_uids(folder, first, last)
+    present, gone, left_out = known_uids(folder, first, last)
     found.missing += sorted(there - present - gone - left_out)
     found.absent += sorted(present - there)
     found.returned += sorted(gone & there)
@@ -88,7 +88,7 @@ def account_for(folder: EmailFolder, server: int, withheld: int, missing: int) -
       withheld: those of them that it does not list.
       missing: those that it lists and that have no verdict.
     """
-    verdicts = ledger.counts(folder)
+    verdicts = verdicts_of(folder)
     proof = {
         "server": server,
         "stored": folder.messages - folder.expunged,
