@@ -1,6 +1,5 @@
 """The OpenAPI document, request validation by it, and the docs page, which works offline."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +91,9 @@ api = SpecTree(
     version=f"v{__version__}",
     before=_refuse,
     validation_error_model=schemas.Problem,
+    # No two schemas have the same name: clients that are generated get plain ones.
+    naming_strategy=lambda model: model.__name__,
+    nested_naming_strategy=lambda _parent, child: child,
     annotations=False,
     mode="strict",  # the docs page and this document are not listed in it
     security_schemes=[
@@ -124,9 +126,7 @@ def send(resp: falcon.Response, model: BaseModel) -> None:
 def document() -> dict[str, Any]:
     """SpecTree's document, with what it leaves out: the answers that every operation shares."""
     schemas_of = api.spec["components"]["schemas"]
-    # "Problem.", a hash, and for parts of it their own name.
-    (name,) = (name for name in schemas_of if re.fullmatch(r"Problem\.\w+", name))
-    problem = {PROBLEM_JSON: {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+    problem = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     api.spec["paths"][IMPORT]["post"]["requestBody"] = FILE
     for operations in api.spec["paths"].values():
         for operation in operations.values():

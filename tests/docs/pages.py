@@ -97,8 +97,7 @@ def reference() -> str:
                 if tag["name"] in operation.get("tags", []):
                     parts += _operation(method.upper(), path, operation)
     parts.append("\n## Schemas\n")
-    named = {_name(name): schema for name, schema in spec["components"]["schemas"].items()}
-    for name, schema in sorted(named.items()):
+    for name, schema in sorted(spec["components"]["schemas"].items()):
         if not name.endswith("Query"):  # their fields stand with their routes
             parts += _schema(name, schema)
     return "".join(parts)
@@ -166,7 +165,7 @@ def _schema(name: str, schema: dict[str, Any]) -> Iterator[str]:
 def _type(schema: dict[str, Any]) -> str:
     """A schema in a word or two, with a link to one that has a name."""
     if "$ref" in schema:
-        name = _name(schema["$ref"].rpartition("/")[2])
+        name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
     for word in ("anyOf", "oneOf", "allOf"):
         if word in schema:
@@ -183,12 +182,6 @@ def _type(schema: dict[str, Any]) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
     span = f" {low} to {high}" if low is not None and high is not None else ""
     return f"{schema.get('format', kind)}{span}" if kind == "string" else f"{kind}{span}"
-
-
-def _name(reference: str) -> str:
-    """A schema's name without what SpecTree makes it unique by: ``Page.8cd8175.Account``."""
-    first, *rest = reference.split(".")
-    return rest[-1] if len(rest) > 1 else first
 
 
 def _cell(text: str | None) -> str:

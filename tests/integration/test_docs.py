@@ -1,10 +1,13 @@
 """The OpenAPI document and the docs page, which must work offline."""
 
+import pkgutil
 import re
+from importlib import import_module
 
 import pytest
 from openapi_spec_validator import validate
 
+from mailpoll.web import schemas
 from tests.integration.system import System
 
 
@@ -81,9 +84,28 @@ def test_the_document_lists_what_there_is(embedded: System) -> None:
     }
 
 
+def test_schemas_have_plain_names_that_clients_can_take(embedded: System) -> None:
+    named = embedded.get("/openapi.json")["components"]["schemas"]
+    assert {"Account", "Hold", "Problem"} <= named.keys()
+    assert [name for name in named if not name.isalpha()] == []
+
+
+def test_no_two_schemas_have_the_same_name() -> None:
+    packages = pkgutil.iter_modules(schemas.__path__, f"{schemas.__name__}.")
+    modules = [import_module(one.name) for one in packages]
+    own = [
+        one.__name__
+        for module in modules
+        for one in vars(module).values()
+        if isinstance(one, type) and one.__module__ == module.__name__
+    ]
+    assert len(own) > 100
+    assert sorted(own) == sorted(set(own))
+
+
 def test_the_document_never_gives_a_password_back(embedded: System) -> None:
-    schemas = embedded.get("/openapi.json")["components"]["schemas"]
-    for name, schema in schemas.items():
+    named = embedded.get("/openapi.json")["components"]["schemas"]
+    for name, schema in named.items():
         if "password" in schema.get("properties", {}):
             assert "NewAccount" in name or "AccountChange" in name
 
