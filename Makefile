@@ -12,7 +12,13 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 WORKERS ?= 6
 # Tests start hundreds of processes: modules are compiled once, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
-PIP := pip install --quiet --disable-pip-version-check --require-hashes
+PIP := pip install --quiet --disable-pip-version-check
+# Into environment 1 what list 2 has. uv takes a tenth of pip's time, but knows none of pip's settings,
+# a company's index say: what it cannot install pip does.
+UV = $(1)/bin/uv pip install --quiet --python $(1)/bin/python
+install = { $(1)/bin/$(PIP) --require-hashes -r requirements-uv.lock && \
+	$(UV) --require-hashes -r $(2); } 2>/dev/null || $(1)/bin/$(PIP) --require-hashes -r $(2)
+install_mailpoll = $(UV) --no-deps -e . 2>/dev/null || $(1)/bin/$(PIP) --no-deps -e .
 
 .PHONY: help
 help: ## List the targets
@@ -37,6 +43,9 @@ campaign: servers $(VENV)/dev.installed ## Break everything on purpose: hours; s
 .PHONY: servers
 servers:
 	@sh tests/install-servers
+
+.PHONY: installed
+installed: servers $(VENV)/dev.installed $(VENV2)/dev.installed $(VENV_DOCS)/docs.installed ## Install what lint, docs and test need
 
 .PHONY: lint
 lint: $(VENV)/dev.installed ## Check style and types
@@ -69,7 +78,7 @@ docs: $(VENV_DOCS)/docs.installed ## Build the pages as a site that asks no othe
 
 .PHONY: release-check
 release-check: servers $(VENV)/dev.installed ## Build, install and try what is released: dist/
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[release]"
+	@$(VENV)/bin/$(PIP) -e ".[release]"
 	@$(VENV)/bin/python -m tests.release
 
 # For example: make upgrade-check FROM=v0.1.0
@@ -91,7 +100,7 @@ bench-full: bench-installed ## Measure mailpoll beside every peer, and make docs
 # Peers that are programs run where they are installed: apt install isync offlineimap3
 .PHONY: bench-installed
 bench-installed: servers $(VENV)/dev.installed
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[bench]"
+	$(VENV)/bin/$(PIP) -e ".[bench]"
 
 .PHONY: bench-growth
 bench-growth: servers $(VENV)/dev.installed ## Measure each step with up to a million messages (20 minutes)
@@ -142,13 +151,13 @@ fidelity: $(VENV)/dev.installed ## Compare the parser with four others on public
 FUZZ ?= 600
 .PHONY: fuzz
 fuzz: $(VENV)/dev.installed ## Fuzz the parser for FUZZ seconds (600)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[fuzz]"
+	$(VENV)/bin/$(PIP) -e ".[fuzz]"
 	$(VENV)/bin/python -m tests.fuzz build/fuzz -max_total_time=$(FUZZ) -max_len=65536 \
 		-rss_limit_mb=1024 -timeout=10 -artifact_prefix=build/
 
 .PHONY: lock
 lock: $(VENV)/dev.installed ## Resolve the dependencies anew
-	$(VENV)/bin/pip install --quiet uv
+	$(VENV)/bin/$(PIP) uv
 	for line in "requirements dashboard demo" "requirements-dramatiq2" \
 		"requirements-dev dashboard demo test lint" "requirements-dev-dramatiq2 test"; do \
 		set -- $$line; name=$$1; shift; extras=$$(for e in "$$@"; do echo --extra $$e; done); \
@@ -157,6 +166,8 @@ lock: $(VENV)/dev.installed ## Resolve the dependencies anew
 	sed -n '/^docs =/,/^[a-z]/s/^    //p' setup.cfg | $(VENV)/bin/uv pip compile -q --universal \
 		--python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade - \
 		-o requirements-docs.lock
+	echo uv | $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --upgrade - -o requirements-uv.lock
 
 .PHONY: clean
 clean: ## Remove environments and what the demo left
@@ -172,23 +183,24 @@ $(VENV)/bin/python $(VENV2)/bin/python $(VENV_DOCS)/bin/python:
 # The development environment holds the application's packages too, so either stamp will do for it.
 $(VENV)/app.installed: requirements.lock setup.cfg | $(VENV)/bin/python
 	@echo "installing packages"
-	@$(VENV)/bin/$(PIP) -r requirements.lock
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(call install,$(VENV),requirements.lock)
+	@$(call install_mailpoll,$(VENV))
 	@touch $@
 
 $(VENV)/dev.installed: requirements-dev.lock setup.cfg | $(VENV)/bin/python
 	@echo "installing packages for tests"
-	@$(VENV)/bin/$(PIP) -r requirements-dev.lock
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(call install,$(VENV),requirements-dev.lock)
+	@$(call install_mailpoll,$(VENV))
 	@touch $@ $(VENV)/app.installed
 
-$(VENV2)/dev.installed: requirements-dev-dramatiq2.lock setup.cfg | $(VENV2)/bin/python
+# After the other one: both write mailpoll.egg-info.
+$(VENV2)/dev.installed: requirements-dev-dramatiq2.lock setup.cfg | $(VENV2)/bin/python $(VENV)/dev.installed
 	@echo "installing packages for tests with dramatiq 2"
-	@$(VENV2)/bin/$(PIP) -r requirements-dev-dramatiq2.lock
-	@$(VENV2)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(call install,$(VENV2),requirements-dev-dramatiq2.lock)
+	@$(call install_mailpoll,$(VENV2))
 	@touch $@
 
 $(VENV_DOCS)/docs.installed: requirements-docs.lock | $(VENV_DOCS)/bin/python
 	@echo "installing what builds the site"
-	@$(VENV_DOCS)/bin/$(PIP) -r requirements-docs.lock
+	@$(call install,$(VENV_DOCS),requirements-docs.lock)
 	@touch $@
