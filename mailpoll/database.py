@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from select import POLLIN, poll
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -249,9 +250,30 @@ class _Postgresql(peewee.PostgresqlDatabase):  # type: ignore[misc]
                 cursor.execute(f"SET {name} = {milliseconds}")
         return connection
 
+    def begin(self, isolation_level: Any = None, *, durable: bool = True) -> None:
+        """Begin a transaction; one that need not be durable in the same round trip."""
+        if durable:
+            super().begin(isolation_level)
+        else:
+            self.execute_sql("BEGIN; SET LOCAL synchronous_commit TO off")
+
 
 class _PooledPostgresql(PooledPostgresqlDatabase, _Postgresql):  # type: ignore[misc]
-    """The pool makes its connections as ``_Postgresql`` does."""
+    """The pool makes its connections as ``_Postgresql`` does, and asks few of them how they are.
+
+    playhouse sends a query each time that it gives one out, for which all other threads wait. One
+    that the server has ended, or of which keepalives have found the peer gone, can be read from.
+    """
+
+    def _is_closed(self, connection: Any) -> bool:
+        return connection.closed or (_has_input(connection) and super()._is_closed(connection))
+
+
+def _has_input(connection: Any) -> bool:
+    """Whether something can be read of a connection without waiting, be it its end."""
+    waiting = poll()
+    waiting.register(connection.fileno(), POLLIN)
+    return bool(waiting.poll(0))
 
 
 def open_database(url: str, pool: int = 8) -> None:
@@ -350,9 +372,7 @@ def transaction(*, durable: bool = True) -> Iterator[None]:
         return
     with _followed(), connected():
         if not is_sqlite():
-            with turns.waiting(), proxy.atomic():
-                if not durable:
-                    proxy.execute_sql("SET LOCAL synchronous_commit TO off")
+            with turns.waiting(), proxy.atomic(durable=durable):
                 yield
         elif durable:
             with _writing(), _flushed(), proxy.atomic("IMMEDIATE"):

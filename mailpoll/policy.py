@@ -51,10 +51,10 @@ def held(account_id: int) -> bool:
         )
 
 
-def wanted_since(account: EmailAccount) -> datetime | None:
+def wanted_since(account: EmailAccount, moment: datetime) -> datetime | None:
     """What arrived before is not fetched: it is not wanted, or would be deleted at once."""
     since: datetime | None = account.import_since
-    oldest = of(account).cutoff(Rule.AGE, database.now())
+    oldest = of(account).cutoff(Rule.AGE, moment)
     if oldest is None or held(account.id):
         return since
     return max(since, oldest) if since else oldest

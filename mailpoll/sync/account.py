@@ -104,7 +104,10 @@ class AccountSync:
         self._due: dict[int, list[int]] = {}
         self._suspects: set[tuple[int, int]] = set()
         self._sizeless: set[int] = set()
-        self._since = policy.wanted_since(account)
+        # When the poll began, by the database's clock: it is not asked again for what does not
+        # go by seconds.
+        self._begun: datetime = account.last_poll_at
+        self._since = policy.wanted_since(account, self._begun)
         self._news: set[int] = set()
         self._flags = Flags(self.ledger) if account.sync_flags else None
 
@@ -144,12 +147,11 @@ class AccountSync:
         except BudgetSpent as spent:
             # The rest of the day is for new mail; the import goes on tomorrow.
             log.info("import pauses", account=self.account.uuid, why=str(spent))
-        moment = database.now()
-        self._each([one for one in folders if self._to_compare(one, moment)], self._reconcile)
+        self._each([one for one in folders if self._to_compare(one)], self._reconcile)
 
-    def _to_compare(self, folder: EmailFolder, moment: datetime) -> bool:
+    def _to_compare(self, folder: EmailFolder) -> bool:
         """Whether the server's whole list is to be compared; at once where mail just left."""
-        if proof.due(folder, moment):
+        if proof.due(folder, self._begun):
             return True
         just_left = folder.id in self._news and proof.short(folder)
         return bool(self._flags and just_left and folder.messages <= SMALL)
@@ -399,7 +401,7 @@ class AccountSync:
     # What could not be fetched before
 
     def _failing(self, folders: Sequence[EmailFolder]) -> list[EmailFolder]:
-        for failure in due_failures(folders):
+        for failure in due_failures(folders, self._begun):
             self._due.setdefault(failure.folder_id, []).append(failure.uid)
         return [folder for folder in folders if folder.id in self._due]
 

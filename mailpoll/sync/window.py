@@ -1,6 +1,7 @@
 """What is written down of a folder's UIDs, as far as its present UIDVALIDITY gives them out."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from peewee import fn
@@ -137,12 +138,11 @@ def counters_of(folder: EmailFolder, uidvalidity: int, generation: int) -> dict[
     return dict(zip(NOTHING, map(int, sums.tuples().get()), strict=True))
 
 
-def due_failures(folders: Sequence[EmailFolder]) -> list[EmailFetchFailure]:
-    """What could not be fetched before and is to be tried again now."""
+def due_failures(folders: Sequence[EmailFolder], moment: datetime) -> list[EmailFetchFailure]:
+    """What could not be fetched before and is to be tried again by then."""
     with database.connected():
-        moment = database.timestamp(database.now())
         ids = [one.id for one in folders]
-        found = database.select(EmailFetchFailure, DUE, ids, moment)
+        found = database.select(EmailFetchFailure, DUE, ids, database.timestamp(moment))
     return sorted(found, key=lambda failure: (failure.folder_id, failure.uid))
 
 
