@@ -66,14 +66,16 @@ proxy = peewee.DatabaseProxy()
 _sqlite_writer = threading.RLock()
 
 
-class _Following(threading.local):
-    """What is to follow the commit of this thread's transaction."""
+class _Transaction(threading.local):
+    """This thread's transaction: what is to follow its commit, and when it is, once asked."""
 
     def __init__(self) -> None:
+        self.is_open = False
         self.actions: dict[Callable[[], None], None] = {}
+        self.moment: datetime | None = None
 
 
-_following = _Following()
+_current = _Transaction()
 
 
 def timestamp(moment: datetime) -> str:
@@ -387,15 +389,20 @@ def after_commit(action: Callable[[], None]) -> None:
 
     Never when it rolls back. The action should raise nothing: what it follows is done.
     """
-    _following.actions[action] = None
+    _current.actions[action] = None
 
 
 @contextmanager
 def _followed() -> Iterator[None]:
     """Carry out what is to follow the commit, when the locks are given back."""
-    _following.actions = {}
-    yield
-    for action in _following.actions:
+    _current.actions, _current.moment = {}, None
+    try:
+        _current.is_open = True
+        yield
+    finally:
+        _current.is_open = False
+        _current.moment = None
+    for action in _current.actions:
         action()
 
 
@@ -519,10 +526,19 @@ def shorten_log() -> None:
 def now() -> datetime:
     """The database's clock: the one that leases and due times are measured by.
 
-    SQLite has no server: its clock is this machine's.
+    It stands still in a transaction, which asks for it once. SQLite has no server: its clock is
+    this machine's.
     """
+    # An interrupt may have kept a transaction from noting that it is over.
+    inside = _current.is_open and proxy.in_transaction()
+    if inside and _current.moment is not None:
+        return _current.moment
     if is_sqlite():
-        return datetime.now(UTC)
-    with connected():
-        (moment,) = proxy.execute_sql("SELECT clock_timestamp()").fetchone()
-    return moment.astimezone(UTC)
+        moment = datetime.now(UTC)
+    else:
+        with connected():
+            (told,) = proxy.execute_sql("SELECT clock_timestamp()").fetchone()
+        moment = told.astimezone(UTC)
+    if inside:
+        _current.moment = moment
+    return moment

@@ -35,6 +35,68 @@ def test_each_connection_has_its_limits(production: System) -> None:
     assert shown == ["30s", "1min"]
 
 
+#: Tells a connection's process in the server.
+BACKEND = "SELECT pg_backend_pid()"
+
+
+def backend() -> int:
+    with database.connected():
+        return int(database.proxy.execute_sql(BACKEND).fetchone()[0])
+
+
+def test_a_connection_that_the_server_has_ended_is_not_given_out_again(production: System) -> None:
+    before = backend()
+    assert backend() == before
+    with psycopg.connect(production.settings.database, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", [before])
+    assert backend() != before
+
+
+def test_a_connection_that_was_only_told_something_stays(production: System) -> None:
+    with database.connected():
+        database.proxy.execute_sql("LISTEN something")
+    before = backend()
+    with psycopg.connect(production.settings.database, autocommit=True) as other:
+        other.execute("NOTIFY something")
+    assert backend() == before
+
+
+def test_a_connection_is_given_out_without_a_question_to_the_server(production: System) -> None:
+    process = backend()
+    with database.connected():
+        pass
+    with psycopg.connect(production.settings.database) as other:
+        last = other.execute("SELECT query FROM pg_stat_activity WHERE pid = %s", [process])
+        assert last.fetchone() == (BACKEND,)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_the_clock_stands_still_in_a_transaction(system: System, durable: bool) -> None:
+    before = database.now()
+    with database.transaction(durable=durable):
+        moment = database.now()
+        with database.transaction():
+            assert database.now() == moment
+    assert before < moment < database.now()
+    with pytest.raises(ValueError, match="nothing"), database.transaction(durable=durable):
+        assert database.now() > moment
+        raise ValueError("nothing is kept of a transaction that was rolled back")
+    assert moment < database.now()
+
+
+def test_what_need_not_be_durable_is_not_waited_for(production: System) -> None:
+    def shown() -> str:
+        return str(database.proxy.execute_sql("SHOW synchronous_commit").fetchone()[0])
+
+    with database.connected():
+        database.proxy.execute_sql("SET synchronous_commit TO on")  # as a server has it by itself
+        with database.transaction():
+            assert shown() == "on"
+        with database.transaction(durable=False):
+            assert shown() == "off"
+        assert shown() == "on"
+
+
 def test_a_lock_that_another_holds_is_not_waited_for_for_ever(
     production: System, address: str
 ) -> None:
