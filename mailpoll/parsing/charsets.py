@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from encodings.aliases import aliases
 
+#: What stands for a character that cannot be read or stored.
+REPLACEMENT = "\ufffd"
+
 _NOT_TEXT = {
     "base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec",
     "mbcs", "oem", "punycode", "idna", "undefined", "unicode_escape", "raw_unicode_escape",
@@ -84,13 +87,13 @@ def _stored(text: str) -> tuple[str, bool]:
 def storable(text: str) -> str:
     """Return `text` with U+FFFD for what databases refuse: NUL and lone surrogates."""
     if "\0" in text:
-        text = text.replace("\0", "\ufffd")
+        text = text.replace("\0", REPLACEMENT)
     if text.isascii():
         return text
     try:
         text.encode()
     except UnicodeEncodeError:
-        return _SURROGATES.sub("\ufffd", text)
+        return _SURROGATES.sub(REPLACEMENT, text)
     return text
 
 
@@ -118,7 +121,7 @@ def _guess(data: bytes, codecs: tuple[str, ...]) -> str:
         pass
     for codec in codecs[:1]:
         text = data.decode(codec, "replace")
-        if any(char > "\x7f" and char != "\ufffd" for char in text):
+        if any(char > "\x7f" and char != REPLACEMENT for char in text):
             return text
     try:
         return data.decode("cp1252")

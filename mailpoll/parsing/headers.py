@@ -145,6 +145,19 @@ def decode_words(value: str) -> str:
     return charsets.storable("".join(pieces))
 
 
+def replaced(value: str, decoded: str) -> bool:
+    """Tell whether decoding put U+FFFD where the sender has written something else."""
+    if charsets.REPLACEMENT not in decoded:
+        return False
+    words = (_word_bytes(*found[1:]) for found in _WORD.findall(value) if _is_utf8(found[0]))
+    written = b"".join(words).count(charsets.REPLACEMENT.encode())
+    return decoded.count(charsets.REPLACEMENT) > written + value.count(charsets.REPLACEMENT)
+
+
+def _is_utf8(charset: str) -> bool:
+    return charset.lower().replace("-", "").startswith("utf8")
+
+
 def _word_bytes(kind: str, text: str) -> bytes:
     data = text.encode("utf-8", "replace")
     if kind in "qQ":

@@ -17,6 +17,7 @@ from .headers import (
     media_type,
     parse_date,
     read_section,
+    replaced,
 )
 from .message import Address, Attachment, ParsedMessage, Unparsable
 from .names import safe_name, suspicious
@@ -99,7 +100,7 @@ def _assemble(head: Section, root: Part, parser: str, defects: list[str]) -> Par
         "html-cut": not whole,
         "charset": not (as_declared and html_as_declared),
         "replaced-characters": any(
-            "\ufffd" in decoded and "\ufffd" not in value
+            replaced(value, decoded)
             for (_, decoded), (_, value) in zip(headers, head.fields, strict=True)
         ),
         "ambiguous-from": len(head.named.get("from", [])) > 1,

@@ -101,6 +101,26 @@ def test_unknown_names_are_not_remembered() -> None:
     assert found == {"ÿ"}
 
 
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "a =?utf-8?q?=EF=BF=BD?=",
+        "=?UTF-8?B?77+9YQ==?=",
+        "=?utf-8*en?q?=EF=BF?= =?utf-8*en?q?=BD?=",
+    ],
+)
+def test_a_sign_of_replacement_that_the_sender_wrote_is_no_defect(subject: str) -> None:
+    message = parsed(f"Subject: {subject}")
+    assert "\ufffd" in message.subject
+    assert message.defects == []
+
+
+def test_a_replaced_character_is_told_beside_one_that_the_sender_wrote() -> None:
+    message = parsed("Subject: =?utf-8?q?=EF=BF=BD=00?=")
+    assert message.subject == "\ufffd\ufffd"
+    assert message.defects == ["replaced-characters"]
+
+
 def test_what_databases_refuse_is_replaced() -> None:
     message = parsed("Subject: a\0b", "Content-Type: text/plain; charset=utf-8", body=b"c\0d")
     assert (message.subject, message.text) == ("a\ufffdb", "c\ufffdd")
