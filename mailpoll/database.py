@@ -265,10 +265,26 @@ class _PooledPostgresql(PooledPostgresqlDatabase, _Postgresql):  # type: ignore[
 
     playhouse sends a query each time that it gives one out, for which all other threads wait. One
     that the server has ended, or of which keepalives have found the peer gone, can be read from.
+    A peer that is gone without a word is found by whoever uses a connection to it next: then those
+    that lay in the pool meanwhile are asked.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._doubted: set[int] = set()
+        super().__init__(*args, **options)
+
     def _is_closed(self, connection: Any) -> bool:
-        return connection.closed or (_has_input(connection) and super()._is_closed(connection))
+        doubted = id(connection) in self._doubted
+        self._doubted.discard(id(connection))
+        return connection.closed or (
+            (doubted or _has_input(connection)) and super()._is_closed(connection)
+        )
+
+    def _can_reuse(self, connection: Any) -> bool:
+        sound = super()._can_reuse(connection)
+        if not sound:
+            self._doubted = {id(idle) for _, _, idle in self._connections}
+        return bool(sound)
 
 
 def _has_input(connection: Any) -> bool:
@@ -527,7 +543,7 @@ def now() -> datetime:
     """The database's clock: the one that leases and due times are measured by.
 
     It stands still in a transaction, which asks for it once. SQLite has no server: its clock is
-    this machine's.
+    this machine's. See ``waited``.
     """
     # An interrupt may have kept a transaction from noting that it is over.
     inside = _current.is_open and proxy.in_transaction()
@@ -542,3 +558,8 @@ def now() -> datetime:
     if inside:
         _current.moment = moment
     return moment
+
+
+def waited() -> None:
+    """Let the transaction ask for the time anew: it may have waited for another to end."""
+    _current.moment = None

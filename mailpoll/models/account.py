@@ -392,6 +392,7 @@ class EmailAccount(Table):
         if not KEEP.run(database.timestamp(until), self.id, self.lease_token).rowcount:
             counters.add("fence_refused")
             raise LeaseLost(f"account {self.uuid}")
+        database.waited()
 
     def fence(self, seconds: int) -> None:
         """Renew the lease inside the transaction that relies on it.
@@ -403,6 +404,7 @@ class EmailAccount(Table):
         if not FENCE.run(database.timestamp(until), self.id, self.lease_token).rowcount:
             counters.add("fence_refused")
             raise LeaseLost(f"account {self.uuid}")
+        database.waited()
 
     def renew(self, seconds: int) -> bool:
         """Renew the lease in a transaction; false: it was given back, or is ours no more.

@@ -6,7 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -18,6 +21,7 @@ from tests.integration.conftest import _production, run_system
 from tests.integration.rows import account_row
 from tests.integration.system import System, message, wait_until
 from tests.servers.dovecot import Dovecot
+from tests.servers.proxy import DropReply, Proxy
 
 
 @pytest.fixture
@@ -61,6 +65,32 @@ def test_a_connection_that_was_only_told_something_stays(production: System) -> 
     assert backend() == before
 
 
+def test_when_peers_are_gone_without_a_word_one_caller_finds_it_out_for_all(
+    production: System,
+) -> None:
+    url = production.settings.database
+    together = Barrier(3)
+
+    def hold(_: int) -> int:
+        with database.connected():
+            together.wait(30)
+            return backend()
+
+    with Proxy(urlsplit(url).port or 5432) as proxy:
+        database.close_database()
+        database.open_database(url.replace(f":{proxy.target}/", f":{proxy.port}/"))
+        with ThreadPoolExecutor(3) as threads:
+            held = set(threads.map(hold, range(3)))
+        proxy.faults = (
+            DropReply(request=b"SELECT", times=2),
+        )  # of two the end shows when they are used
+        with pytest.raises(database.AWAY):
+            backend()
+        assert backend() in held
+        database.close_database()
+    database.open_database(url)
+
+
 def test_a_connection_is_given_out_without_a_question_to_the_server(production: System) -> None:
     process = backend()
     with database.connected():
@@ -82,6 +112,17 @@ def test_the_clock_stands_still_in_a_transaction(system: System, durable: bool) 
         assert database.now() > moment
         raise ValueError("nothing is kept of a transaction that was rolled back")
     assert moment < database.now()
+
+
+def test_behind_a_fence_that_others_may_have_held_up_the_time_is_asked_for_anew(
+    system: System, address: str
+) -> None:
+    account = EmailAccount.lease(account_row(system.add_account(address, test=False)), None, 60)
+    assert account is not None
+    with database.transaction():
+        before = database.now()
+        account.fence(60)
+        assert database.now() > before
 
 
 def test_what_need_not_be_durable_is_not_waited_for(production: System) -> None:
