@@ -117,7 +117,7 @@ def test_the_clock_stands_still_in_a_transaction(system: System, durable: bool) 
 def test_behind_a_fence_that_others_may_have_held_up_the_time_is_asked_for_anew(
     system: System, address: str
 ) -> None:
-    account = EmailAccount.lease(account_row(system.add_account(address, test=False)), None, 60)
+    account = EmailAccount.lease(account_row(system.add_account(address, test=False)).id, None, 60)
     assert account is not None
     with database.transaction():
         before = database.now()

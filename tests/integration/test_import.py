@@ -45,7 +45,7 @@ BEGIN = b"From ann@example.org Thu Feb  1 12:00:00 2018\n"
 
 def events(account: str) -> list[tuple[str, dict[str, Any]]]:
     with database.connected():
-        rows = EmailEvent.select().where(EmailEvent.account_id == account_row(account))
+        rows = EmailEvent.select().where(EmailEvent.account_id == account_row(account).id)
         return [(row.type, row.data) for row in rows.order_by(EmailEvent.id)]
 
 
