@@ -2,9 +2,9 @@
 
 ``python -m bench.soak [--minutes 100] [--accounts 500] [--rate 5] [--set embedded] [--json]``.
 Mail of all sizes comes in, five accounts are added and five deleted each minute, and every five
-minutes something is broken, the same in both halves, so that they can be compared. Each process is
-killed early in the first half and late in the second: memory, files and threads of the same
-processes can be followed for as long as possible between the two.
+minutes something is broken, the same in both halves, so that they can be compared. Processes are
+killed early in the first half and late in the second, in the same order: memory, files and threads
+of each can be followed for as long between the two.
 """
 
 import argparse
@@ -113,7 +113,7 @@ class Servers:
         ]
         if self.database:
             around.append(("sessions of PostgreSQL ended", self.end_sessions))
-        return {"first": kills + around, "second": around + kills[::-1]}
+        return {"first": kills + around, "second": around + kills}
 
 
 def _pids(usage: Usage, role: str) -> list[int]:
