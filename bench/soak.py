@@ -47,6 +47,8 @@ from tests.servers.valkey import Flavour, Valkey
 
 #: Seconds between two samples, and between two faults.
 SAMPLE, FAULT = 10, 300
+#: Seconds between two polls of an account.
+INTERVAL = 60
 #: Accounts that are added, and deleted, each minute.
 TURNOVER = 5
 #: Bytes: sizes are log-normal with a mean of 75 kB, and one message in 2,000 has this size.
@@ -181,7 +183,7 @@ class Accounts:
             "password": self.dovecot.password,
             "host": "localhost",
             "port": self.dovecot.imaps_port,
-            "poll_interval": 60,
+            "poll_interval": INTERVAL,
             "test": False,
         }
         self.numbers[number] = self.api("POST", "/admin/email-accounts", body)["id"]
@@ -199,7 +201,7 @@ class Accounts:
 
 
 def measure(backing: str, accounts: int, rate: float, minutes: float) -> dict[str, Any]:
-    run = Run(backing, accounts, 60, 0, 0, 1)
+    run = Run(backing, accounts, INTERVAL, 0, 0, 1)
     with tempfile.TemporaryDirectory(prefix="mailpoll-soak-") as name, ExitStack() as stack:
         directory = Path(name)
         directory.chmod(0o755)
@@ -217,6 +219,7 @@ def measure(backing: str, accounts: int, rate: float, minutes: float) -> dict[st
         mailboxes = Accounts(api, dovecot)
         for _ in range(accounts):
             mailboxes.add()
+            time.sleep(INTERVAL / accounts)  # so that a fault does not hit the polls of all
         say(f"{accounts} accounts; first round after {wide.first_round():.0f} s")
         mail = Mail(dovecot, rate, list(mailboxes.numbers))
         sender = threading.Thread(target=mail.run, daemon=True)
