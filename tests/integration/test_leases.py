@@ -38,7 +38,7 @@ OWN_CLOCK = {
     "web/console/connect.py": "how long a sign-in is good for",
     "web/console/render.py": "times as in `5 min ago`",
     "web/sessions.py": "how long a login is good for",
-    "webhooks.py": "the time in a signature, and in a test that leaves nothing",
+    "webhooks/request.py": "the time in a signature, and in a test that leaves nothing",
 }
 
 

@@ -24,6 +24,7 @@ from mailpoll.models import (
     WebhookDelivery,
     WebhookEndpoint,
 )
+from mailpoll.webhooks import delivery, endpoints, request
 from tests.integration.conftest import SETS, run_system
 from tests.integration.queue_entries import entries
 from tests.integration.rows import change_accounts
@@ -103,7 +104,7 @@ def test_mail_is_told_by_a_signed_request(system: System, address: str) -> None:
         (got,) = receiver.received
         data = Webhook(created["secret"]).verify(got.body, got.headers)
         with pytest.raises(WebhookVerificationError):
-            Webhook(webhooks._new_secret()).verify(got.body, got.headers)
+            Webhook(endpoints._new_secret()).verify(got.body, got.headers)
     assert data["type"] == "message.new"
     assert data["data"]["account_id"] == account
     assert data["data"]["message"]["subject"] == "hello"
@@ -229,7 +230,7 @@ def test_a_crash_at_any_step_loses_no_delivery_and_a_repeat_has_the_same_id(
     def dies(*args: Any, **kwargs: Any) -> Any:
         raise Dead
 
-    real_send, real_log, real_move = webhooks._send, webhooks._log, webhooks._move
+    real_send, real_log, real_move = delivery.send, delivery._log, delivery._move
 
     def sent_then_dies(*args: Any) -> Any:
         real_send(*args)
@@ -239,17 +240,17 @@ def test_a_crash_at_any_step_loses_no_delivery_and_a_repeat_has_the_same_id(
         hook(system, receiver)
         happen(3)
         if step == "before the request":
-            monkeypatch.setattr(webhooks, "_send", dies)
+            monkeypatch.setattr(delivery, "send", dies)
         elif step == "after the request":
-            monkeypatch.setattr(webhooks, "_send", sent_then_dies)
+            monkeypatch.setattr(delivery, "send", sent_then_dies)
         else:
-            monkeypatch.setattr(webhooks, "_move", dies)
+            monkeypatch.setattr(delivery, "_move", dies)
         with pytest.raises(Dead):
             deliver()
         assert row().position == 0
-        monkeypatch.setattr(webhooks, "_send", real_send)
-        monkeypatch.setattr(webhooks, "_log", real_log)
-        monkeypatch.setattr(webhooks, "_move", real_move)
+        monkeypatch.setattr(delivery, "send", real_send)
+        monkeypatch.setattr(delivery, "_log", real_log)
+        monkeypatch.setattr(delivery, "_move", real_move)
         with database.transaction():
             WebhookEndpoint.update(lease_until=None).execute()
         deliver()
@@ -393,7 +394,7 @@ def test_a_receiver_that_refuses_everything_is_disabled_and_loses_nothing(system
     with Receiver(lambda _: (200 if well else 404, {})) as receiver:
         created = hook(system, receiver)
         happen(8)
-        while row().failing_since is None or row().refused < webhooks.REFUSED_IN_A_ROW:
+        while row().failing_since is None or row().refused < delivery.REFUSED_IN_A_ROW:
             deliver()
         # Then it stands before the first event that was refused, and fails like any other
         assert (row().position, row().state) == (0, "active")
@@ -418,7 +419,7 @@ def test_refused_events_with_accepted_ones_between_block_nothing(system: System)
         happen(15)
         while row().position < events.last():
             deliver()
-            assert row().refused < webhooks.REFUSED_IN_A_ROW
+            assert row().refused < delivery.REFUSED_IN_A_ROW
         taken = list(dict.fromkeys(receiver.ids))
         assert taken == [f"evt_{number}" for number in range(1, 16)]
 
@@ -529,7 +530,7 @@ def test_a_rate_bounds_the_deliveries_of_an_endpoint(
     pauses: list[float] = []
     # Its own clock: other threads sleep too
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
-    monkeypatch.setattr(webhooks, "time", clock)
+    monkeypatch.setattr(delivery, "time", clock)
     with Receiver() as receiver:
         hook(system, receiver, rate=2)
         happen(3)
@@ -543,12 +544,12 @@ def test_a_message_is_told_of_without_reading_its_texts(system: System, address:
     system.poll_and_process(system.add_account(address))
     with database.connected():
         endpoint = WebhookEndpoint(payload="fields")
-        told = webhooks._message(
+        told = request._message(
             EmailEvent.get(EmailEvent.type == "message.new").message_id, endpoint
         )
         assert told is not None
         assert told["subject"] == "hello"
-    assert not {"text_body", "html_body", "headers"} & {one.name for one in webhooks.FIELDS}
+    assert not {"text_body", "html_body", "headers"} & {one.name for one in request.FIELDS}
 
 
 @pytest.mark.queue
