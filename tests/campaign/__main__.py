@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from tests.campaign import fast, operations, report, slow  # noqa: F401 - they register the faults
 from tests.campaign.case import CASES, EMBEDDED, Case, Result, play
+from tests.campaign.slow.load import REAL
 from tests.campaign.world import Backing
 from tests.servers.postgres import Postgres
 from tests.servers.seaweed import Seaweed
@@ -76,7 +77,7 @@ def chosen(only: str, tier: str) -> list[Case]:
 
 
 def _real(case: Case) -> Case:
-    return replace(case, options={**case.options, **slow.REAL})
+    return replace(case, options={**case.options, **REAL})
 
 
 def run(case: Case, servers: Servers, directory: Path, seed: int) -> Result:

@@ -23,7 +23,7 @@ from mailpoll.models import TABLES, EmailAccount
 from mailpoll.settings import new_key
 from tests.campaign.case import ATTEMPT_BOUND, EMBEDDED, PRODUCTION, fault
 from tests.campaign.fast import expect
-from tests.campaign.slow import AWAY, REAL, command, counted, stream
+from tests.campaign.slow.load import AWAY, REAL, command, counted, stream
 from tests.campaign.world import EVERYTHING, KEY, PASSWORD, PROCFILE, TOKEN, World
 from tests.servers.proxy import SERVER, Direction, Fault, Piece, bandwidth
 
