@@ -1,10 +1,8 @@
 """Blobs: raw messages and attachments, in an object store or in local files."""
 
-from .base import (
+from .blob import (
     BlobCorrupt,
     BlobMissing,
-    BlobStore,
-    Listed,
     NewBlob,
     StorageType,
     StoreUnavailable,
@@ -14,6 +12,7 @@ from .base import (
 from .fallback import Storage, storage_from_url
 from .form import Form
 from .local import LocalFiles
+from .store import BlobStore, Listed
 
 __all__ = [
     "BlobCorrupt",

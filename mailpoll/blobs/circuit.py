@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-from .base import StoreUnavailable
+from .blob import StoreUnavailable
 
 log = logging.getLogger(__name__)
 

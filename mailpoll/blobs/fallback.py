@@ -10,10 +10,11 @@ from typing import BinaryIO, TypeVar
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from .. import faults, turns
-from .base import BlobMissing, BlobStore, Listed, NewBlob, StorageType, StoreUnavailable
+from .blob import BlobMissing, NewBlob, StorageType, StoreUnavailable
 from .circuit import Circuit
 from .form import Form
 from .local import LocalFiles
+from .store import BlobStore, Listed
 
 Answer = TypeVar("Answer")
 

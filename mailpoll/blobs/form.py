@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from .base import CHUNK, BlobCorrupt, NewBlob, split_key
+from .blob import CHUNK, BlobCorrupt, NewBlob, split_key
 
 Codec = TypeVar("Codec")
 

@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from .. import faults, turns
-from .base import (
+from .blob import (
     CHUNK,
     BlobCorrupt,
     BlobMissing,
-    BlobStore,
-    Listed,
     NewBlob,
     StoreUnavailable,
     check_account_uuid,
@@ -28,6 +26,7 @@ from .base import (
     split_key,
 )
 from .form import Form
+from .store import BlobStore, Listed
 
 TEMPORARY = ".tmp"
 STALE_AFTER = 24 * 3600  # seconds; no put takes that long, so its writer is dead

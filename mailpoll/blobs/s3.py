@@ -26,10 +26,8 @@ from minio.time import to_amz_date, utcnow
 from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
 
 from .. import counters, faults, turns
-from .base import (
+from .blob import (
     BlobMissing,
-    BlobStore,
-    Listed,
     NewBlob,
     StoreUnavailable,
     check_account_uuid,
@@ -37,6 +35,7 @@ from .base import (
     split_key,
 )
 from .form import SMALL, Form
+from .store import BlobStore, Listed
 
 log = structlog.get_logger()
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mailpoll.blobs import LocalFiles, StorageType, blob_key, storage_from_url
-from mailpoll.blobs.base import BlobStore
 from mailpoll.blobs.s3 import S3
+from mailpoll.blobs.store import BlobStore
 
 ACCOUNT = "0b7a2f0c-9f6e-4d3a-8a64-0123456789ab"
 SHA256 = "ab" * 32
