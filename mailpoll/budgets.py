@@ -146,9 +146,9 @@ def spend(account: EmailAccount, size: int, *, importing: bool) -> None:
     limit = day_bytes(account.host)
     if limit is not None and importing:
         limit = int(limit * IMPORT_SHARE)
-    day = _day(database.now())
+    bound = UNLIMITED if limit is None else limit
     with database.transaction(durable=False):
-        bound = UNLIMITED if limit is None else limit
+        day = _day(database.now())
         taken = SPEND.run(day, size, day, account.id, day, size, bound).rowcount
     if not taken and limit is not None:
         raise BudgetSpent(limit)

@@ -97,8 +97,11 @@ def poll(account_id: int, due: int | None) -> None:
     try:
         with turns.working():
             outcome = _synchronise(account)
-        columns = _failure(account, outcome.error) if outcome.error else _success(account)
-        columns |= _rhythm(account, outcome)
+        # The database's clock told when the poll began; it is not asked again for when it ended.
+        begun: datetime = account.last_poll_at
+        ended = begun + timedelta(seconds=time.monotonic() - started)
+        columns = _failure(account, outcome.error) if outcome.error else _success(account, ended)
+        columns |= _rhythm(account, outcome, ended)
         if outcome.error and outcome.error.fault in BROKEN:
             # What came in was new: the next poll goes on behind it, without a longer pause.
             columns["failures"] = 1
@@ -225,9 +228,9 @@ def announce(message_ids: Sequence[int], imported: bool) -> None:
         log.warning("not enqueued; the sweeper will", messages=len(message_ids), error=str(error))
 
 
-def _success(account: EmailAccount) -> dict[str, Any]:
+def _success(account: EmailAccount, moment: datetime) -> dict[str, Any]:
     columns: dict[str, Any] = {
-        "last_success_at": database.now(),
+        "last_success_at": moment,
         "failures": 0,
         "auth_failures": 0,
         "not_before": None,
@@ -239,11 +242,10 @@ def _success(account: EmailAccount) -> dict[str, Any]:
     return columns
 
 
-def _rhythm(account: EmailAccount, outcome: Outcome) -> dict[str, Any]:
+def _rhythm(account: EmailAccount, outcome: Outcome, moment: datetime) -> dict[str, Any]:
     """What the poll says of how often mail comes, for accounts that are polled accordingly."""
     if account.poll_interval_max is None or account.imported_at is None or outcome.error:
         return {}
-    moment = database.now()
     found = rhythm.updated(account.rhythm, moment, outcome.messages)
     limits = account.poll_interval, account.poll_interval_max
     seconds = rhythm.interval(found, moment, *limits)

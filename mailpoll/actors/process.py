@@ -197,9 +197,9 @@ def _claim(message_ids: Sequence[int]) -> list[Claimed]:
     but comes again alone, from the sweeper.
     """
     alone = len(message_ids) == 1
-    pause = database.now() + timedelta(seconds=ATTEMPT if alone else GROUP_ATTEMPT)
     before = settings().max_attempts if alone else 0
     with database.transaction(durable=False):
+        pause = database.now() + timedelta(seconds=ATTEMPT if alone else GROUP_ATTEMPT)
         rows = CLAIM.run(database.timestamp(pause), list(message_ids), before).fetchall()
     if len(rows) < len(message_ids):
         counters.add("duplicate_delivery", len(message_ids) - len(rows), "message")

@@ -232,8 +232,8 @@ class EmailAccount(Table):
             epoch, so that a message is not "early" by another clock; ``None`` forces the poll.
           seconds: how long the lease holds without a commit.
         """
-        moment = database.now()
         with database.transaction(durable=False):
+            moment = database.now()
             account = cls.by_id(account_id)
             if account is None or account.state != AccountState.ACTIVE:
                 return None

@@ -299,8 +299,9 @@ class AccountSync:
             first = max(1, folder.low, folder.high + 1 - LOOK_BACK)
             uids = self.session.uids(first, None if final else folder.high + width)
             faults.point("uids-listed")
-            place = newest_place(folder)
-            unknown = self._unknown(folder, uids)
+            with database.connected():
+                place = newest_place(folder)
+                unknown = self._unknown(folder, uids)
             # One question for both: each is a way to the server and back.
             check = [place.uid] if place and place.uid in uids else []
             facts = self._facts(folder, self.session.scan_set, unknown + check)
@@ -560,19 +561,20 @@ class AccountSync:
             return
         if withheld is None:
             withheld = folder.proof["withheld"] if folder.proof else 0
-        figures = proof.account_for(folder, seen.messages, withheld, missing=0)
-        moment = database.now()
-        proved = proof.complete(figures)
-        self.ledger.save(
-            folder,
-            uidnext=seen.uidnext,
-            server_messages=seen.messages,
-            checked_at=moment,
-            proof=figures,
-            complete=proved,
-            proved_at=moment if proved else folder.proved_at,
-            reconciled_at=moment if whole and proved else folder.reconciled_at,
-        )
+        with database.transaction(durable=False):
+            figures = proof.account_for(folder, seen.messages, withheld, missing=0)
+            moment = database.now()
+            proved = proof.complete(figures)
+            self.ledger.save(
+                folder,
+                uidnext=seen.uidnext,
+                server_messages=seen.messages,
+                checked_at=moment,
+                proof=figures,
+                complete=proved,
+                proved_at=moment if proved else folder.proved_at,
+                reconciled_at=moment if whole and proved else folder.reconciled_at,
+            )
 
     def _reconcile(self, folder: EmailFolder) -> None:
         """Compare the server's whole list with the database, and fetch what is missing."""

@@ -339,11 +339,12 @@ class Ledger:
         Raises:
           StoreUnavailable: the store is away, or is deleting some of these just now.
         """
-        known = self.known(bodies)
-        fresh = {body.sha256: body for body in bodies if body.sha256 not in known}
-        if not fresh:
-            return Put(str(self._storage.primary_type), {})
-        deletions = doomed.before_put(self.account.id, list(fresh))
+        with database.connected():
+            known = self.known(bodies)
+            fresh = {body.sha256: body for body in bodies if body.sha256 not in known}
+            if not fresh:
+                return Put(str(self._storage.primary_type), {})
+            deletions = doomed.before_put(self.account.id, list(fresh))
         blobs = [
             NewBlob(blob_key(self.account.uuid, digest), body.size, digest, body.source)
             for digest, body in fresh.items()

@@ -55,8 +55,8 @@ def behind() -> list[int]:
 
     Whoever does looks for news once more when it has given the endpoint back.
     """
-    moment = database.timestamp(database.now())
     with database.connected():
+        moment = database.timestamp(database.now())
         return [endpoint_id for (endpoint_id,) in BEHIND.run(moment, moment).fetchall()]
 
 
