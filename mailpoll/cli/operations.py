@@ -72,10 +72,12 @@ def notify_test(as_json: bool) -> None:
 @needs_settings
 def openapi(target: Path | None) -> None:
     """Print the API's OpenAPI document, or write it to a file."""
-    from ..web.app import create_app
+    import falcon
+
+    from ..web.app import install_all
     from ..web.documents import document
 
-    create_app()  # which adds the routes to it
+    install_all(falcon.App())
     text = json.dumps(document(), indent=2)
     if target is None:
         click.echo(text)

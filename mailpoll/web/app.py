@@ -78,6 +78,12 @@ def create_app() -> "falcon.App[Any, Any]":
     app: falcon.App[Any, Any] = falcon.App(
         middleware=[RequestId(), Authentication(settings()), BodyLimit()]
     )
+    install_all(app)
+    return app
+
+
+def install_all(app: "falcon.App[Any, Any]") -> None:
+    """Add all routes, of which the OpenAPI document is made."""
     handler = JSONHandler(dumps=orjson.dumps, loads=_loads)
     # JSON only: a form that another site posts must not pass for it.
     app.req_options.media_handlers = falcon.media.Handlers({falcon.MEDIA_JSON: handler})
@@ -98,7 +104,6 @@ def create_app() -> "falcon.App[Any, Any]":
     dashboard.install(app, broker)
     routes.install(app)
     documents.install(app)
-    return app
 
 
 def _loads(body: str | bytes) -> Any:

@@ -550,21 +550,16 @@ def test_deleting_asks(
 
 
 def test_the_api_document_can_be_written(variables: dict[str, str], tmp_path: Path) -> None:
+    del variables["MAILPOLL_API_TOKEN"]  # whoever generates a client from it has none
     result = run("openapi", "api.json", variables=variables, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "/admin/stats" in json.loads((tmp_path / "api.json").read_text())["paths"]
 
 
-def test_the_api_document_needs_a_token_and_a_place(
-    variables: dict[str, str], tmp_path: Path
-) -> None:
+def test_the_api_document_needs_a_place(variables: dict[str, str], tmp_path: Path) -> None:
     nowhere = run("openapi", "no/api.json", variables=variables, cwd=tmp_path)
     assert (nowhere.returncode, nowhere.stderr.count(b"\n")) == (1, 1)
     assert b"no/api.json: No such file or directory" in nowhere.stderr
-    del variables["MAILPOLL_API_TOKEN"]
-    closed = run("openapi", variables=variables, cwd=tmp_path)
-    assert (closed.returncode, closed.stderr.count(b"\n")) == (1, 1)
-    assert b"MAILPOLL_API_TOKEN" in closed.stderr
 
 
 @pytest.mark.parametrize(
