@@ -243,7 +243,12 @@ def _percentile(values: Sequence[int], percent: int) -> int | None:
     """The nearest-rank percentile."""
     if not values:
         return None
-    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
+    return sorted(values)[_rank(len(values), percent)]
+
+
+def _rank(amount: int, percent: int) -> int:
+    """How many of so many values stand before the nearest-rank percentile."""
+    return max(0, -(-amount * percent // 100) - 1)
 
 
 def _days(account: EmailAccount | None) -> list[dict[str, Any]]:
@@ -347,7 +352,12 @@ def lateness_p95() -> int | None:
         table.state == AccountState.ACTIVE, table.last_lateness_ms.is_null(False)
     )
     with database.connected():
-        return _percentile([milliseconds for (milliseconds,) in late.tuples()], 95)
+        # Not all of them brought here: of 5,000 accounts they would take longer than all the rest.
+        amount = count(late)
+        if not amount:
+            return None
+        at = late.order_by(table.last_lateness_ms).offset(_rank(amount, 95))
+        return at.limit(1).scalar()  # type: ignore[no-any-return]
 
 
 def hours(amount: int) -> list[dict[str, Any]]:
