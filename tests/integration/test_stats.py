@@ -9,6 +9,7 @@ import pytest
 
 from mailpoll import accounts, actors, database
 from mailpoll.blobs import Storage, StoreUnavailable
+from mailpoll.models import EmailAccount
 from tests.integration.rows import change_accounts, change_messages
 from tests.integration.scripted import add, polled
 from tests.integration.system import System, message
@@ -108,6 +109,24 @@ def test_what_is_late_or_failed_shows(system: System, address: str) -> None:
     change_messages(status="stored")
     assert system.get("/admin/stats")["oldest_pending_seconds"] >= 600
     assert system.get(f"{URL}/{account}/stats")["last_error"] == "broken"
+
+
+def test_how_late_polls_are_is_the_nearest_rank_among_active_accounts(
+    system: System, address: str
+) -> None:
+    assert system.get("/admin/stats")["lateness_p95_ms"] is None
+    # Given 21 accounts with known delays, and two that tell nothing: paused, and not polled yet
+    uuids = [system.add_account(f"{number}.{address}", test=False) for number in range(23)]
+    paused, never, *others = uuids
+    delays = {paused: 10_000, never: None}
+    delays |= {uuid: 10 * number for number, uuid in enumerate(others, 1)}
+    with database.transaction():
+        for uuid, delay in delays.items():
+            chosen = EmailAccount.uuid == uuid
+            EmailAccount.update(last_lateness_ms=delay).where(chosen).execute()
+        EmailAccount.update(state="paused").where(EmailAccount.uuid == paused).execute()
+    # Then it is the 20th of the 21
+    assert system.get("/admin/stats")["lateness_p95_ms"] == 200
 
 
 def test_a_failed_login_shows_its_reason(system: System, address: str) -> None:
