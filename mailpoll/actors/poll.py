@@ -347,7 +347,7 @@ def _bring_forward(account: EmailAccount) -> None:
     """What was found shows in the poll after the next; mail that came just now makes it sooner."""
     if account.poll_interval_max is not None and account.last_error_kind is None:
         moment: datetime = account.last_poll_at
-        account.poll_by(moment + timedelta(seconds=account.interval_at(moment)))
+        account.poll_by(account.following(moment))
 
 
 def _next_before_tick(account_id: int) -> Queued | None:

@@ -24,6 +24,10 @@ class AccountState(StrEnum):
 #: How long after its time a queued poll counts as lost.
 PATIENCE = timedelta(minutes=2)
 
+#: Fraction of an interval by which a poll may be sooner or later, for the account to come to its
+#: place; and what spreads the places of consecutive accounts evenly: the golden ratio's fraction.
+DRIFT, GOLDEN = 0.1, 0.618_033_988_749_895
+
 #: Polls whose lateness is remembered.
 LATENESS_KEPT = 50
 
@@ -247,7 +251,7 @@ class EmailAccount(Table):
                 "lease_token": account.lease_token + 1,
                 "lease_until": moment + timedelta(seconds=seconds),
                 "queued_until": None,
-                "next_poll_at": moment + timedelta(seconds=account.interval_at(moment)),
+                "next_poll_at": account.following(moment),
                 "last_poll_at": moment,
                 "last_lateness_ms": lateness,
                 "recent_lateness_ms": history[-LATENESS_KEPT:],
@@ -263,6 +267,21 @@ class EmailAccount(Table):
         if self.watch_interval is not None and until is not None and until > moment:
             interval = max(interval, self.watch_interval)
         return int(interval)
+
+    def following(self, moment: datetime) -> datetime:
+        """When the poll after one at ``moment`` is due: an interval later, give or take a tenth.
+
+        So each account comes to its own place in the interval and stays there. Otherwise all that
+        are added at once, or wait for the end of an outage, would be polled in the same seconds
+        ever after.
+        """
+        interval = self.interval_at(moment)
+        place = self.id * GOLDEN % 1 * interval
+        ahead = (place - moment.timestamp()) % interval
+        # To the nearer side, so that who is a little late is back at its place with the next poll.
+        drift = ahead if ahead <= interval / 2 else ahead - interval
+        most = interval * DRIFT
+        return moment + timedelta(seconds=interval + max(-most, min(drift, most)))
 
     @classmethod
     def claim_watches(cls, watcher: str, seconds: int, limit: int) -> list[Self]:

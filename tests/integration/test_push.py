@@ -109,7 +109,7 @@ def test_a_watched_account_is_polled_seldom_and_soon_when_its_watch_ends(
         wait_until(watched(system, account))
         poll(account_row(account).id, None)
         ahead = account_row(account).next_poll_at - database.now()
-        assert timedelta(minutes=14) < ahead <= timedelta(minutes=15)
+        assert timedelta(minutes=13) < ahead <= timedelta(minutes=16.5)
     row = account_row(account)
     assert row.next_poll_at <= database.now()
     assert (row.watcher, row.watch_interval) == (None, None)
@@ -286,7 +286,7 @@ def test_where_notify_is_refused_one_folder_is_idled_and_the_others_keep_their_i
             row = account_row(account.uuid)
             ahead = row.next_poll_at - row.last_poll_at
     assert (row.watch_error, row.watch_interval) == (None, interval)
-    assert ahead == timedelta(seconds=max(300, interval))
+    assert ahead.total_seconds() == pytest.approx(max(300, interval), rel=0.1)
 
 
 def test_an_account_that_is_claimed_again_while_it_is_watched_has_one_connection(

@@ -215,6 +215,7 @@ def test_a_short_interval_enqueues_its_own_next_poll(system: System) -> None:
     (entry,) = polls(system)
     assert (entry.args[0], entry.args[1]) == (short.id, reread(short).due)
     assert abs(entry.eta - reread(short).due) < 1_000
+    change(long, next_poll_at=soon(seconds=50))
     actors.schedule_polls.fn()
     assert polled_ids(system) == sorted([short.id, long.id])
 
