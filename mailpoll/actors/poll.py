@@ -39,7 +39,7 @@ OWN_FAILURES = (
     "data_key_unreadable",
     "internal_error",
 )
-#: An account polled more often than the scheduler ticks enqueues its next poll itself.
+#: A poll that is due before the scheduler's next tick, in seconds, is enqueued by the one before.
 TICK = 60
 
 
@@ -322,7 +322,7 @@ def _outcome(kind: str, words: str, failures: int, again: datetime) -> dict[str,
 
 
 def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
-    """Enqueue what follows at once: the rest of the import, or a short interval's next poll.
+    """Enqueue what follows at once: the rest of the import, or a next poll that no tick would send in time.
 
     And a poll that was asked for while this one ran, which may have looked too early for it.
     """
@@ -332,7 +332,8 @@ def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
         messages.append((poll_account.message(account.id), None))
     if outcome.unfinished:
         messages.append((continue_import.message(account.id, account.due), None))
-    if account.poll_interval < TICK and (next_poll := _next_before_tick(account.id)):
+    ahead = account.next_poll_at - account.last_poll_at
+    if ahead.total_seconds() < TICK and (next_poll := _next_before_tick(account.id)):
         messages.append(next_poll)
     if not messages:
         return
@@ -351,7 +352,7 @@ def _bring_forward(account: EmailAccount) -> None:
 
 
 def _next_before_tick(account_id: int) -> Queued | None:
-    """The next poll of an account with a short interval, unless it is queued already."""
+    """The next poll of an account that is due soon, unless it is queued already."""
     with database.connected():
         account = EmailAccount.by_id(account_id)
     if account is None or account.state != AccountState.ACTIVE or account.queued_until is not None:

@@ -220,6 +220,23 @@ def test_a_short_interval_enqueues_its_own_next_poll(system: System) -> None:
     assert polled_ids(system) == sorted([short.id, long.id])
 
 
+@pytest.mark.parametrize(("ahead", "own"), [(-20, True), (20, False)])
+def test_a_poll_on_the_way_to_its_place_is_enqueued_before_a_tick_would_be_too_late(
+    system: System, monkeypatch: pytest.MonkeyPatch, ahead: int, own: bool
+) -> None:
+    # Given an account with the tick's interval, whose place is so many seconds from that of now
+    account = add(system, poll_interval=60)
+    place = (database.now().timestamp() + ahead) % 60 / 60
+    monkeypatch.setattr("mailpoll.models.account.GOLDEN", (place + 1) / account.id)
+    # When it is polled
+    poll(account.id, None)
+    # Then its next poll is due six seconds sooner or later, and waits for a tick only if later
+    row = reread(account)
+    between = (row.next_poll_at - row.last_poll_at).total_seconds()
+    assert between == pytest.approx(54 if own else 66, abs=0.001)
+    assert polled_ids(system) == ([account.id] if own else [])
+
+
 def test_a_short_interval_goes_on_without_ticks(system: System) -> None:
     account = add(system, poll_interval=5)
     actors.schedule_polls.fn()
