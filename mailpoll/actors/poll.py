@@ -322,7 +322,7 @@ def _outcome(kind: str, words: str, failures: int, again: datetime) -> dict[str,
 
 
 def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
-    """Enqueue what follows at once: the rest of the import, or a next poll that no tick would send in time.
+    """Enqueue what follows at once: the rest of the import, or a next poll before the next tick.
 
     And a poll that was asked for while this one ran, which may have looked too early for it.
     """
