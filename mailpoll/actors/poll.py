@@ -39,7 +39,7 @@ OWN_FAILURES = (
     "data_key_unreadable",
     "internal_error",
 )
-#: A poll that is due before the scheduler's next tick, in seconds, is enqueued by the one before.
+#: Seconds between the scheduler's ticks, which come with whole minutes.
 TICK = 60
 
 
@@ -332,8 +332,7 @@ def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
         messages.append((poll_account.message(account.id), None))
     if outcome.unfinished:
         messages.append((continue_import.message(account.id, account.due), None))
-    ahead = account.next_poll_at - account.last_poll_at
-    if ahead.total_seconds() < TICK and (next_poll := _next_before_tick(account.id)):
+    if _before_tick(account) and (next_poll := _next_poll(account.id)):
         messages.append(next_poll)
     if not messages:
         return
@@ -351,7 +350,19 @@ def _bring_forward(account: EmailAccount) -> None:
         account.poll_by(account.following(moment))
 
 
-def _next_before_tick(account_id: int) -> Queued | None:
+def _before_tick(account: EmailAccount) -> bool:
+    """Whether no tick would send the next poll in time, so that this one has to.
+
+    That is so with each short interval, and when a poll on the way to its place in a longer one is
+    due before the tick that can find it: the next one, as this poll was under way until now.
+    """
+    if account.poll_interval < TICK:
+        return True
+    ended = account.last_poll_at.timestamp() + account.last_poll_ms / 1_000
+    return bool(account.next_poll_at.timestamp() < (ended // TICK + 1) * TICK)
+
+
+def _next_poll(account_id: int) -> Queued | None:
     """The next poll of an account that is due soon, unless it is queued already."""
     with database.connected():
         account = EmailAccount.by_id(account_id)

@@ -220,20 +220,26 @@ def test_a_short_interval_enqueues_its_own_next_poll(system: System) -> None:
     assert polled_ids(system) == sorted([short.id, long.id])
 
 
-@pytest.mark.parametrize(("ahead", "own"), [(-20, True), (20, False)])
-def test_a_poll_on_the_way_to_its_place_is_enqueued_before_a_tick_would_be_too_late(
-    system: System, monkeypatch: pytest.MonkeyPatch, ahead: int, own: bool
+@pytest.mark.parametrize(
+    ("second", "place", "own"),
+    [(5.0, 45.0, True), (5.0, 25.0, False), (5.0, 5.0, False), (50.0, 30.0, False)],
+    ids=["sooner, before the tick", "later", "at its place", "sooner, behind the tick"],
+)
+def test_a_poll_on_the_way_to_its_place_is_enqueued_where_a_tick_would_be_too_late(
+    system: System, monkeypatch: pytest.MonkeyPatch, second: float, place: float, own: bool
 ) -> None:
-    # Given an account with the tick's interval, whose place is so many seconds from that of now
+    # Given an account with the tick's interval, its place in the minute, and the present second
     account = add(system, poll_interval=60)
-    place = (database.now().timestamp() + ahead) % 60 / 60
-    monkeypatch.setattr("mailpoll.models.account.GOLDEN", (place + 1) / account.id)
+    monkeypatch.setattr("mailpoll.models.account.GOLDEN", (place / 60 + 1) / account.id)
+    moment = database.now().replace(second=0, microsecond=0) + timedelta(minutes=1, seconds=second)
+    monkeypatch.setattr(database, "now", lambda: moment)
     # When it is polled
     poll(account.id, None)
-    # Then its next poll is due six seconds sooner or later, and waits for a tick only if later
+    # Then its next poll is enqueued if it is due before the next whole minute
     row = reread(account)
     between = (row.next_poll_at - row.last_poll_at).total_seconds()
-    assert between == pytest.approx(54 if own else 66, abs=0.001)
+    drift = (place - second + 30) % 60 - 30
+    assert between == pytest.approx(60 + max(-6, min(6, drift)), abs=0.001)
     assert polled_ids(system) == ([account.id] if own else [])
 
 
