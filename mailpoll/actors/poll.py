@@ -39,8 +39,9 @@ OWN_FAILURES = (
     "data_key_unreadable",
     "internal_error",
 )
-#: Seconds between the scheduler's ticks, which come with whole minutes.
-TICK = 60
+#: Seconds between the scheduler's ticks, which come with whole minutes; and how long after these
+#: the polls that a tick finds due may begin, when the queue is busy.
+TICK, TICK_LATE = 60, 3
 
 
 class ImapLimits:
@@ -129,12 +130,17 @@ def poll(account_id: int, due: int | None) -> None:
         raise
     finally:
         columns["last_poll_ms"] = int((time.monotonic() - started) * 1_000)
-        _release(account, columns)
-    _follow_up(account, outcome)
+        released = _release(account, columns)
+    if released:
+        _follow_up(account, outcome)
 
 
-def _release(account: EmailAccount, columns: dict[str, Any]) -> None:
-    """End the poll's lease, also when this process is told to end just now."""
+def _release(account: EmailAccount, columns: dict[str, Any]) -> bool:
+    """End the poll's lease, also when this process is told to end just now.
+
+    Returns:
+      false when the account is not ours any more: who has it now decides what comes next.
+    """
     try:
         released = account.release(**columns)
     except Interrupt:
@@ -142,6 +148,7 @@ def _release(account: EmailAccount, columns: dict[str, Any]) -> None:
         raise
     if not released:
         accounts.empty_if_deleted(account.id, account.uuid)
+    return released
 
 
 def _count_lateness(milliseconds: int) -> None:
@@ -346,20 +353,20 @@ def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
 def _bring_forward(account: EmailAccount) -> None:
     """What was found shows in the poll after the next; mail that came just now makes it sooner."""
     if account.poll_interval_max is not None and account.last_error_kind is None:
-        moment: datetime = account.last_poll_at
-        account.poll_by(account.following(moment))
+        account.bring_forward()
 
 
 def _before_tick(account: EmailAccount) -> bool:
     """Whether no tick would send the next poll in time, so that this one has to.
 
     That is so with each short interval, and when a poll on the way to its place in a longer one is
-    due before the tick that can find it: the next one, as this poll was under way until now.
+    due about when the next tick comes, which is the first that can find it: this poll was under
+    way until now.
     """
     if account.poll_interval < TICK:
         return True
     ended = account.last_poll_at.timestamp() + account.last_poll_ms / 1_000
-    return bool(account.next_poll_at.timestamp() < (ended // TICK + 1) * TICK)
+    return bool(account.next_poll_at.timestamp() < (ended // TICK + 1) * TICK + TICK_LATE)
 
 
 def _next_poll(account_id: int) -> Queued | None:

@@ -445,12 +445,18 @@ class EmailAccount(Table):
                 self.announce(outcome)
         return ours
 
-    def poll_by(self, moment: datetime) -> None:
-        """Let it be polled at that time, or sooner where somebody has asked for it."""
-        if moment < self.next_poll_at:
+    def bring_forward(self) -> None:
+        """Let the next poll be sooner where its interval has become shorter since the last began.
+
+        Not later than where somebody has asked for it.
+        """
+        moment: datetime = self.last_poll_at
+        longest = self.interval_at(moment) * (1 + DRIFT)
+        if (self.next_poll_at - moment).total_seconds() > longest:
+            due = self.following(moment)
             with database.transaction(durable=False):
-                sooner = database.timestamp(moment)
-                self._change({"next_poll_at": moment}, "next_poll_at > ?", sooner)
+                sooner = database.timestamp(due)
+                self._change({"next_poll_at": due}, "next_poll_at > ?", sooner)
 
     def asked_for(self) -> bool:
         """Whether somebody has made the account due since its poll began."""

@@ -561,20 +561,21 @@ class AccountSync:
             return
         if withheld is None:
             withheld = folder.proof["withheld"] if folder.proof else 0
-        with database.transaction(durable=False):
+        with database.connected():
             figures = proof.account_for(folder, seen.messages, withheld, missing=0)
-            moment = database.now()
-            proved = proof.complete(figures)
-            self.ledger.save(
-                folder,
-                uidnext=seen.uidnext,
-                server_messages=seen.messages,
-                checked_at=moment,
-                proof=figures,
-                complete=proved,
-                proved_at=moment if proved else folder.proved_at,
-                reconciled_at=moment if whole and proved else folder.reconciled_at,
-            )
+            with database.transaction(durable=False):
+                moment = database.now()
+                proved = proof.complete(figures)
+                self.ledger.save(
+                    folder,
+                    uidnext=seen.uidnext,
+                    server_messages=seen.messages,
+                    checked_at=moment,
+                    proof=figures,
+                    complete=proved,
+                    proved_at=moment if proved else folder.proved_at,
+                    reconciled_at=moment if whole and proved else folder.reconciled_at,
+                )
 
     def _reconcile(self, folder: EmailFolder) -> None:
         """Compare the server's whole list with the database, and fetch what is missing."""

@@ -18,11 +18,12 @@ WIDTH = 50_000
 #: UIDs listed at once at most where more messages than this may be among them: a gap may end in a
 #: part of the folder that is too dense for one answer.
 LISTING = 100_000
-#: The server's whole list is compared as often as this; more often while it withholds messages,
-#: and soon when the numbers do not add up.
-WHOLE = timedelta(days=1)
-WITHHELD = timedelta(hours=1)
-SOON = timedelta(minutes=10)
+#: The server's whole list is compared about once a day; about once an hour while it withholds
+#: messages, and soon when the numbers do not add up. A little less than these times: polls are so
+#: far apart to the second, and one that began a moment sooner than the last would leave it out.
+WHOLE = timedelta(hours=23)
+WITHHELD = timedelta(minutes=55)
+SOON = timedelta(minutes=9)
 
 #: The UIDs of the open folder from one number to another, as the server lists them.
 Lister = Callable[[int, int], list[int]]

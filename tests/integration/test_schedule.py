@@ -9,7 +9,9 @@ from uuid import uuid4
 import pytest
 
 from mailpoll import accounts, actors, database, queues
+from mailpoll.actors import poll as poll_module
 from mailpoll.actors.poll import poll
+from mailpoll.imap import Fault, ImapError
 from mailpoll.models import (
     AccountState,
     EmailAccount,
@@ -241,6 +243,21 @@ def test_a_poll_on_the_way_to_its_place_is_enqueued_where_a_tick_would_be_too_la
     drift = (place - second + 30) % 60 - 30
     assert between == pytest.approx(60 + max(-6, min(6, drift)), abs=0.001)
     assert polled_ids(system) == ([account.id] if own else [])
+
+
+def test_a_first_poll_that_ends_when_its_account_is_paused_asks_for_nothing_more(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = add(system)
+
+    def hang_until_paused(_account: Any) -> None:
+        accounts.pause(reread(account))
+        raise ImapError(Fault.CONNECTION_LOST, "the login took too long")
+
+    monkeypatch.setattr(poll_module, "_synchronise", hang_until_paused)
+    poll(account.id, None)
+    assert reread(account).last_error_kind is None
+    assert polled_ids(system) == []
 
 
 def test_a_short_interval_goes_on_without_ticks(system: System) -> None:

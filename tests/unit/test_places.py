@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mailpoll.models import EmailAccount
+from mailpoll.models import EmailAccount, EmailFolder
+from mailpoll.sync import proof
 
 START = datetime(2026, 11, 28, 11, 0, 17, 250_000, tzinfo=UTC)
 
@@ -51,3 +52,20 @@ def test_a_poll_at_any_time_is_followed_after_about_the_interval() -> None:
     for second in range(600):
         moment = START + timedelta(seconds=second)
         assert 270 <= (one.following(moment) - moment).total_seconds() <= 330
+
+
+@pytest.mark.parametrize("fault", ["none", "withheld", "missing"])
+def test_what_is_compared_daily_or_hourly_is_so_at_polls_that_are_exactly_that_far_apart(
+    fault: str,
+) -> None:
+    # Given a folder that was compared by a poll, 15 seconds after that began
+    figures = dict.fromkeys(("server", "stored", "withheld", "to_import", "missing"), 0)
+    figures |= dict.fromkeys(("waiting", "unreadable", "too_large", "left_out"), 0)
+    figures |= {"withheld": 3, "server": 3} if fault == "withheld" else {}
+    figures |= {"missing": 1, "server": 1} if fault == "missing" else {}
+    compared = START + timedelta(seconds=15)
+    folder = EmailFolder(high=7, low=1, proof=figures, reconciled_at=compared)
+    # When the next poll begins after exactly the time, it is compared again; not after half of it
+    seconds = {"none": 86_400, "withheld": 3_600, "missing": 600}[fault]
+    assert proof.due(folder, START + timedelta(seconds=seconds))
+    assert not proof.due(folder, START + timedelta(seconds=seconds / 2))
