@@ -103,6 +103,9 @@ def run_system(
         "MAILPOLL_IMAP_ALLOWED_NETWORKS": "127.0.0.0/8,::1/128",
         "MAILPOLL_IMAP_CA_FILE": str(dovecot.ca_file),
         "MAILPOLL_IMAP_PORTS": f"{dovecot.imap_port},{dovecot.imaps_port}",
+        # So far ahead no poll enqueues the next one, which one with an interval of a minute does
+        # when it ends in certain seconds.
+        "MAILPOLL_POLL_INTERVAL": "240",
         **variables,
         **more,
     }

@@ -26,7 +26,7 @@ def test_the_longest_interval_is_not_below_the_interval(system: System, address:
     wrong = {"poll_interval": 300, "poll_interval_max": 299}
     problems = [
         system.post(URL, 422, **system.new_account(address, test=False, **wrong)),
-        # The usual interval is 60 s
+        # The usual interval is longer
         system.post(URL, 422, **system.new_account(address, test=False, poll_interval_max=59)),
     ]
     account = system.add_account(address, poll_interval=300, poll_interval_max=300)
