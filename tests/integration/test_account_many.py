@@ -129,7 +129,7 @@ def test_settings_are_shown_without_secrets(system: System) -> None:
     values = {one["name"]: one["value"] for one in shown["items"]}
     assert values["MAILPOLL_API_TOKEN"] is None
     assert values["MAILPOLL_SECRET_KEY"] is None
-    assert values["MAILPOLL_POLL_INTERVAL"] == "60"
+    assert values["MAILPOLL_POLL_INTERVAL"] == "240"
     config = system.settings
     text = repr(shown)
     secrets = [*config.require_tokens(), *config.require_keys()]
