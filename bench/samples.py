@@ -175,8 +175,7 @@ def document(found: dict[str, dict[str, Any]], minutes: float) -> Result:
         plots.append(
             Plot(
                 f"soak-{backing}",
-                f"Memory of the largest process of each kind, {backing} set, with a fault every "
-                "five minutes",
+                f"Memory of the largest process of each kind, {backing} set",
                 "lines",
                 [round(moment / 60, 1) for moment in figures["moments"][::6]],
                 "minutes",
