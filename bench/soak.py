@@ -1,10 +1,10 @@
 """Let everything run for long, with accounts that come and go, and faults.
 
-``python -m bench.soak [--minutes 100] [--accounts 500] [--rate 5] [--set embedded] [--json]``.
+``python -m bench.soak [--minutes 120] [--accounts 500] [--rate 5] [--set embedded] [--json]``.
 Mail of all sizes comes in, five accounts are added and five deleted each minute, and every five
-minutes something is broken, the same in both halves, so that they can be compared. Processes are
-killed early in the first half and late in the second, in the same order: memory, files and threads
-of each can be followed for as long between the two.
+minutes something is broken, much the same in both halves, so that they can be compared. Processes
+are killed once in each half, first of all in the first and last of all in the second, in the same
+order: memory, files and threads of each can be followed for as long between the two.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,10 @@ HOSTILE = (
 )
 
 
+#: Its name, and what brings it about.
+Fault = tuple[str, Callable[[], None]]
+
+
 @dataclass
 class Servers:
     """What is broken and looked at: Redis, PostgreSQL's address or '', the data directory."""
@@ -98,8 +102,8 @@ class Servers:
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
 
-    def faults(self) -> dict[str, list[tuple[str, Callable[[], None]]]]:
-        """By half: what is broken in turn."""
+    def faults(self, first: int, second: int) -> list[Fault]:
+        """What is broken in turn: so many times in the first half, and in the second."""
         single = [(f"{role} killed", lambda role=role: self.kill(role)) for role in ROLES[:-2]]
 
         def kill_the_last() -> None:
@@ -115,7 +119,9 @@ class Servers:
         ]
         if self.database:
             around.append(("sessions of PostgreSQL ended", self.end_sessions))
-        return {"first": kills + around, "second": around + kills}
+        before = [*kills, *islice(cycle(around), max(0, first - len(kills)))]
+        after = [*islice(cycle(around), max(0, second - len(kills))), *kills]
+        return before[:first] + after[max(0, len(after) - second) :]
 
 
 def _pids(usage: Usage, role: str) -> list[int]:
@@ -242,14 +248,15 @@ def observe(
     start = time.monotonic()
     seconds = minutes * 60
     broken: list[tuple[int, str]] = []
-    due = {half: cycle(those) for half, those in servers.faults().items()}
+    early = math.ceil(seconds / 2 / FAULT) - 1
+    due = servers.faults(early, math.ceil(seconds / FAULT) - 1 - early)
     waits: list[float] = []
     halves: dict[str, list[int]] = {}
     turned = 0
     while (now := time.monotonic() - start) < seconds:
         half = "first" if now < seconds / 2 else "second"
         if now // FAULT > len(broken):
-            what, do = next(due[half])
+            what, do = due[len(broken)]
             broken.append((round(now), what))
             say(f"minute {now / 60:.0f}: {what}")
             do()
@@ -372,7 +379,7 @@ def verdict(
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=100)
+    parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--accounts", type=int, default=500)
     parser.add_argument("--rate", type=float, default=5, help="messages a second")
     parser.add_argument("--set", choices=SETS, action="append", dest="sets")
