@@ -21,7 +21,7 @@ from mailpoll.actors.schedule import schedule_polls
 from mailpoll.models import EmailAccount
 from mailpoll.settings import settings
 from mailpoll.watcher import Watcher
-from tests.integration.queue_entries import entries
+from tests.integration.queue_entries import entries, idle
 from tests.integration.rows import account_row
 from tests.integration.scripted import add, polled
 from tests.integration.system import System, message, wait_until
@@ -164,10 +164,12 @@ def test_accounts_of_a_watcher_that_was_killed_are_taken_over_and_nothing_is_mis
     # When it is killed, and mail comes while nobody watches
     process.send_signal(signal.SIGKILL)
     process.wait()
+    system.work_until(lambda: idle(system))  # a poll that it asked for would bring the mail
     system.dovecot.deliver(address, message("while nobody watched"))
     with watching() as other, system.workers():
         time.sleep(1)
         assert other.watching == 0  # the claim of the dead one holds for a while
+        assert "while nobody watched" not in subjects(system, account)
         with database.transaction():
             EmailAccount.update(watched_until=database.now()).execute()
         wait_until(lambda: "while nobody watched" in subjects(system, account))
