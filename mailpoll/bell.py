@@ -6,6 +6,7 @@ A bell that is not heard loses nothing: consumers look at their queues every sec
 import threading
 import time
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import redis
@@ -16,7 +17,7 @@ PAUSE = 1.0
 
 
 class Bell:
-    """One for each broker; a thread listens while there are consumers.
+    """One for each broker; a thread listens while there are consumers, to their queues only.
 
     Parameters:
       client: also of a fork: nothing is connected before ``hear``.
@@ -26,15 +27,18 @@ class Bell:
         self._client = client
         # Databases of one Redis share their channels.
         database = client.connection_pool.connection_kwargs.get("db", 0)
-        self.channel = f"{namespace}:news:{database}"
+        self._prefix = f"{namespace}:news:{database}"
         self._rung: dict[str, threading.Event] = defaultdict(threading.Event)
         self._lock = threading.Lock()
         self._hearers = 0
         self._listens = False
 
+    def channel(self, queue: str) -> str:
+        return f"{self._prefix}:{queue}"
+
     def ring(self, client: Any, queue: str) -> None:
         """Say that a queue has got something; ``client`` may be a pipeline."""
-        client.publish(self.channel, queue)
+        client.publish(self.channel(queue), "")
 
     def hear(self, queue: str) -> threading.Event:
         """What is set from now on whenever the queue gets something, until ``leave``."""
@@ -43,7 +47,7 @@ class Bell:
             if not self._listens:
                 self._listens = True
                 threading.Thread(target=self._listen, name="bell", daemon=True).start()
-        return self._rung[queue]
+            return self._rung[queue]
 
     def leave(self) -> None:
         with self._lock:
@@ -53,18 +57,25 @@ class Bell:
         while self._wanted():
             try:
                 with self._client.pubsub(ignore_subscribe_messages=True) as words:
-                    words.subscribe(self.channel)
                     while self._wanted():
-                        self._hear_one(words)
+                        self._subscribe(words)
+                        words.get_message(timeout=PAUSE)
             except (redis.RedisError, OSError):
                 time.sleep(PAUSE)  # the consumers say so in the log
 
-    def _hear_one(self, words: Any) -> None:
-        message = words.get_message(timeout=PAUSE)
-        if message is not None:
-            self._rung[message["data"].decode("ascii", "replace")].set()
+    def _subscribe(self, words: Any) -> None:
+        """Listen to the queues that have got a consumer since, each of which sets its event."""
+        with self._lock:
+            queues = {self.channel(queue): rung for queue, rung in self._rung.items()}
+        new = queues.keys() - {channel.decode() for channel in words.channels}
+        if new:
+            words.subscribe(**{name: partial(_rings, queues[name]) for name in new})
 
     def _wanted(self) -> bool:
         with self._lock:
             self._listens = self._hearers > 0
             return self._listens
+
+
+def _rings(rung: threading.Event, message: Any) -> None:  # noqa: ARG001
+    rung.set()

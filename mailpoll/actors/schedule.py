@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
 import dramatiq
 import redis
@@ -14,7 +14,7 @@ from periodiq import cron
 from .. import database, queues
 from ..broker import MAINTENANCE, Broker
 from ..models import EmailAccount, EmailRawMessage
-from .poll import begin_polls
+from .poll import begin_polls, poll_account
 
 log = structlog.get_logger()
 
@@ -66,8 +66,16 @@ def enqueue_polls(accounts: Sequence[EmailAccount], moment: datetime) -> None:
         seconds.setdefault(_delay(account, moment), {})[str(account.id)] = account.due
     begin_polls.fn(seconds.pop(0, {}))
     begin_polls.broker.enqueue_all(
-        [(begin_polls.message(polls), second * 1_000) for second, polls in seconds.items()]
+        [(_together(polls), second * 1_000) for second, polls in seconds.items()]
     )
+
+
+def _together(polls: dict[str, int]) -> "dramatiq.Message[Any]":
+    """What begins these polls, account to due time. One alone is sent as it is."""
+    if len(polls) > 1:
+        return begin_polls.message(polls)
+    ((account_id, due),) = polls.items()
+    return poll_account.message(int(account_id), due)
 
 
 def _delay(account: EmailAccount, moment: datetime) -> int:

@@ -63,10 +63,27 @@ def test_what_an_actor_sends_is_heard_too(system: System) -> None:
         assert next(consumer).actor_name == "process_message"
 
 
+def test_a_process_hears_of_its_own_queues_only(system: System) -> None:
+    with deaf_but_for_the_bell(system):
+        client, bell = system.broker.client, system.broker.bell
+        wait_until(lambda: client.pubsub_numsub(bell.channel("process"))[0][1] == 1)
+        channels = set(client.pubsub_channels(bell.channel("*")))
+        assert channels == {bell.channel("process").encode()}
+
+
+def test_a_queue_that_gets_its_consumer_later_is_heard_too(system: System) -> None:
+    with deaf_but_for_the_bell(system):
+        client, bell = system.broker.client, system.broker.bell
+        wait_until(lambda: client.pubsub_numsub(bell.channel("process"))[0][1] == 1)
+        other = system.broker.consume("webhooks", timeout=1_000)
+        wait_until(lambda: client.pubsub_numsub(bell.channel("webhooks"))[0][1] == 1)
+        other.close()
+
+
 def test_it_listens_again_when_redis_ended_its_connection(system: System) -> None:
     with deaf_but_for_the_bell(system) as consumer:
-        client = system.broker.client
-        wait_until(lambda: client.pubsub_numsub(system.broker.bell.channel)[0][1] == 1)
+        client, channel = system.broker.client, system.broker.bell.channel("process")
+        wait_until(lambda: client.pubsub_numsub(channel)[0][1] == 1)
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         with again_and_again(from_another_process(system)):
             assert next(consumer).actor_name == "process_message"

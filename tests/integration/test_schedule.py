@@ -21,7 +21,7 @@ from mailpoll.models import (
     MarkName,
 )
 from mailpoll.sync import LEASE
-from tests.integration.queue_entries import polls
+from tests.integration.queue_entries import entries, polls
 from tests.integration.rows import account_row
 from tests.integration.system import System, message, wait_until
 
@@ -111,6 +111,14 @@ def test_a_tick_enqueues_each_poll_at_its_own_time(system: System) -> None:
     for account in due[1:]:
         assert abs(found[account.id].eta - account.due) < 2_000
     assert found[due[0].id].eta is None
+
+
+def test_polls_of_the_same_second_are_sent_together_and_one_alone_as_it_is(system: System) -> None:
+    begun = database.now()
+    for second in (10, 10, 10, 30):
+        add(system, next_poll_at=begun + timedelta(seconds=second))
+    actors.schedule_polls.fn()
+    assert [entry.actor for entry in entries(system, "poll")] == ["begin_polls", "poll_account"]
 
 
 def test_polls_long_overdue_are_spread_over_half_a_minute(system: System) -> None:
