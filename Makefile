@@ -124,7 +124,7 @@ bench-adaptive: $(VENV)/dev.installed ## Logins saved by polling in a mailbox's 
 
 # For example: make soak MINUTES=480
 .PHONY: soak
-soak: bench-installed ## Run for 100 minutes with mail, accounts that come and go, and faults
+soak: bench-installed ## Run for 120 minutes with mail, accounts that come and go, and faults
 	$(VENV)/bin/python -m bench.soak --json $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: bench-wide

@@ -25,7 +25,7 @@ Made by `python -m bench.report` from the results in `docs/performance/`; not ed
 | `make bench-wide` | 5,000 mailboxes with a 60 s interval |
 | `make bench-promise` | bursts of mail with the API in use, and the deletion of it all |
 | `make bench-push` | how soon the mail of 2,000 watched mailboxes is told of |
-| `make soak` | 100 minutes with mail, accounts that come and go, and faults |
+| `make soak` | 120 minutes with mail, accounts that come and go, and faults |
 | `make bench-growth` | cost per message and poll as accounts and messages grow |
 | `make bench-console` | the console's pages with 5,000 accounts and a million messages |
 | `make bench-search` | searches among 100,000 and 1,000,000 messages, and the size of their index |

@@ -205,9 +205,10 @@ def document(found: dict[str, dict[str, Any]], minutes: float) -> Result:
             f"{backing}: " + ", ".join(f"{what} ({at // 60} min)" for at, what in figures["faults"])
             for backing, figures in found.items()
         )
-        + ". With time for all of them, both halves break the same in another order. Growth "
-        "is the median of the slopes between any two samples (Theil-Sen) of a process, without its "
-        "first half hour. Made by `make soak`."
+        + ". Processes are killed once in each half, in the same order: early in the first and "
+        "late in the second, so that each lives for long between. Growth is the median of the "
+        "slopes between any two samples (Theil-Sen) of a process, without its first half hour. "
+        "Made by `make soak`."
     ]
     tables = [
         Table("Soak", ["set", *COLUMNS.values()], rows),
