@@ -10,10 +10,14 @@ from functools import partial
 from typing import Any
 
 import redis
+import structlog
+from redis.exceptions import NoPermissionError
+
+log = structlog.get_logger()
 
 #: Seconds after which the listener looks whether anybody still wants to hear, and tries again to
-#: reach a Redis that is away.
-PAUSE = 1.0
+#: reach a Redis that is away, and one that does not let its user listen.
+PAUSE, REFUSED = 1.0, 60.0
 
 
 class Bell:
@@ -40,6 +44,14 @@ class Bell:
         """Say that a queue has got something; ``client`` may be a pipeline."""
         client.publish(self.channel(queue), "")
 
+    def may_ring(self) -> bool:
+        """Whether Redis lets this user publish. Raises redis.RedisError if it does not answer."""
+        try:
+            self.ring(self._client, "nobody")
+        except NoPermissionError:
+            return False
+        return True
+
     def hear(self, queue: str) -> threading.Event:
         """What is set from now on whenever the queue gets something, until ``leave``."""
         with self._lock:
@@ -60,6 +72,9 @@ class Bell:
                     while self._wanted():
                         self._subscribe(words)
                         words.get_message(timeout=PAUSE)
+            except NoPermissionError:
+                log.warning("new tasks are seen late: Redis lets this user use no channel")
+                time.sleep(REFUSED)
             except (redis.RedisError, OSError):
                 time.sleep(PAUSE)  # the consumers say so in the log
 

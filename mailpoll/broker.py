@@ -247,7 +247,10 @@ class Broker(RedisBroker):
             dispatch(args=args, keys=[self.namespace], client=pipeline)
         for queue in {message.queue_name for message, delay in messages if not delay}:
             self.bell.ring(pipeline, queue)
-        pipeline.execute()
+        answers = pipeline.execute(raise_on_error=False)
+        for answer in answers[: len(messages)]:  # without the bell the messages come all the same
+            if isinstance(answer, Exception):
+                raise answer
 
 
 def redis_client(settings: Settings) -> "redis.Redis[bytes]":

@@ -142,6 +142,9 @@ def _redis(broker: Broker) -> list[Seen]:
         advice = "check REDIS_URL, or start mailpoll up, which brings its own"
         return [(State.WRONG, f"does not answer ({type(error).__name__})", advice)]
     found = [(State.OK, f"version {version}, {state.memory:.0%} of its memory is used", "")]
+    if not broker.bell.may_ring():
+        words = "its user may use no channel: each task is seen up to a second late"
+        found.append((State.CONCERN, words, f"give the user channels: &{broker.namespace}:*"))
     if not state.keeps:
         words = "it may throw tasks away when it is full"
         found.append((State.WRONG, words, "set its maxmemory-policy to noeviction"))

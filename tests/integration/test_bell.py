@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import redis
 
 from mailpoll import actors
 from mailpoll.broker import make_broker
+from tests.integration.redis_users import ALL_BUT_CHANNELS, redis_user
 from tests.integration.system import System, wait_until
 
 pytestmark = pytest.mark.queue
@@ -105,3 +107,22 @@ def test_nobody_listens_when_all_consumers_have_gone(system: System) -> None:
     with deaf_but_for_the_bell(system):
         wait_until(lambda: any(thread.name == "bell" for thread in threading.enumerate()))
     wait_until(lambda: not any(thread.name == "bell" for thread in threading.enumerate()))
+
+
+def test_a_redis_user_without_channels_sends_and_finds_messages(
+    system: System, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis_user(system.settings.redis, *ALL_BUT_CHANNELS) as url:
+        broker = make_broker(system.settings.model_copy(update={"redis_url": url}))
+        broker.enqueue_all([(actors.process_message.message(1), None)])
+        consumer = broker.consume("process", timeout=1_000)
+        assert next(consumer).actor_name == "process_message"
+        wait_until(lambda: "lets this user use no channel" in caplog.text)
+        consumer.close()
+
+
+def test_what_redis_refuses_is_still_said(system: System) -> None:
+    with redis_user(system.settings.redis, *ALL_BUT_CHANNELS, "-evalsha") as url:
+        broker = make_broker(system.settings.model_copy(update={"redis_url": url}))
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            broker.enqueue_all([(actors.process_message.message(1), None)])

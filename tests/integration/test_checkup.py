@@ -14,6 +14,7 @@ from mailpoll import checkup, database
 from mailpoll.checkup import Finding, State
 from mailpoll.models import EmailAccount, Mark, MarkName
 from mailpoll.settings import from_environment, settings
+from tests.integration.redis_users import ALL_BUT_CHANNELS, ENOUGH, redis_user
 from tests.integration.system import PASSWORD, System
 from tests.servers.process import free_ports
 from tests.servers.valkey import Valkey
@@ -25,12 +26,11 @@ CHECKS += ["alarms", "mail servers"]
 def found(**changed: str) -> dict[str, Finding]:
     """The worst finding of each check; with other variables, the settings alone differ."""
     config = from_environment(os.environ | changed)
-    by_check: dict[str, Finding] = {}
+    by_check: dict[str, list[Finding]] = {}
     for finding in checkup.run(config):
-        known = by_check.get(finding.check)
-        if known is None or finding.state > known.state:
-            by_check[finding.check] = finding
-    return by_check
+        by_check.setdefault(finding.check, []).append(finding)
+    worst = list(State).index
+    return {name: max(those, key=lambda one: worst(one.state)) for name, those in by_check.items()}
 
 
 def doctor(*arguments: str, **changed: str) -> Any:
@@ -120,3 +120,12 @@ def test_options_about_a_mailbox_need_its_address(embedded: System) -> None:
     assert result.returncode == 2
     assert "ADDRESS" in result.stderr
     assert PASSWORD not in result.stderr
+
+
+def test_a_redis_user_without_channels_is_told_of_them(system: System) -> None:
+    with redis_user(system.settings.redis, *ALL_BUT_CHANNELS) as url:
+        seen = found(REDIS_URL=url)["redis"]
+    assert seen.state is State.CONCERN
+    assert "&mailpoll:*" in seen.advice
+    with redis_user(system.settings.redis, *ENOUGH) as url:
+        assert found(REDIS_URL=url)["redis"].state is State.OK
