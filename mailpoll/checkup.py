@@ -72,7 +72,7 @@ def run(config: Settings) -> Iterator[Finding]:
     broker = make_broker(config)
     checks: list[tuple[str, Callable[[], list[Seen]]]] = [
         ("settings", lambda: _settings(config)),
-        ("database", _database),
+        ("database", lambda: _database(config)),
         ("keys", lambda: _keys(config)),
         ("redis", lambda: _redis(broker)),
         ("store", lambda: _store(config)),
@@ -108,7 +108,7 @@ def _settings(config: Settings) -> list[Seen]:
     return [(State.OK, f"{given} variables are set, and all are valid", ""), *found]
 
 
-def _database() -> list[Seen]:
+def _database(config: Settings) -> list[Seen]:
     start = time.monotonic()
     try:
         with database.connected():
@@ -121,6 +121,9 @@ def _database() -> list[Seen]:
     if pending := migrate.pending():
         words = f"{len(pending)} migrations have not run: {', '.join(pending)}"
         return [(State.WRONG, words, "run mailpoll migrate")]
+    if database.is_pooled() and not config.database_pooler:
+        words = "a pooler gives connections for one transaction each, and nobody has said so"
+        return [(State.WRONG, words, "set MAILPOLL_DATABASE_POOLER=yes")]
     with database.connected():
         accounts = EmailAccount.select().count()
     return [(State.OK, f"{name} answers in {took:.1f} ms, and has {accounts:,} accounts", "")]

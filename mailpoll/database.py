@@ -40,6 +40,8 @@ POOL_WAIT = 30
 #: PostgreSQL, milliseconds: a lock is waited for as in SQLite; and a process that stands still in
 #: the middle of a transaction (a frozen virtual machine, a debugger) gives its locks up.
 LIMITS = {"lock_timeout": BUSY_TIMEOUT, "idle_in_transaction_session_timeout": 60_000}
+#: PostgreSQL: what is lost in a power cut is done again.
+LATER = "SET LOCAL synchronous_commit TO off"
 #: PostgreSQL, for libpq: a peer that is gone without a word is noticed within a minute.
 TCP = {
     "keepalives_idle": 30,  # seconds
@@ -242,22 +244,34 @@ class _Postgresql(peewee.PostgresqlDatabase):  # type: ignore[misc]
     The limits are set by a command, as PgBouncer takes no ``options`` when a connection is made.
     So is the time zone: in another one than UTC the last moments of the year 9999, which any sender
     can write into a message, cannot be read.
+
+    Parameters:
+      pooler: what answers gives a connection for one transaction only. It keeps the time zone for
+        whoever has set it, but no limits, which are set for each transaction, and nothing that was
+        prepared.
     """
+
+    def __init__(self, *args: Any, pooler: bool = False, **options: Any) -> None:
+        self._begin = "; ".join(["BEGIN", *(_limits("SET LOCAL") if pooler else ())])
+        self._settings = ["SET TimeZone = 'UTC'", *(() if pooler else _limits("SET"))]
+        if pooler:
+            options["prepare_threshold"] = None
+        super().__init__(*args, **options)
 
     def _connect(self) -> Any:
         connection = super()._connect()
         with connection.cursor() as cursor:
-            cursor.execute("SET TimeZone = 'UTC'")
-            for name, milliseconds in LIMITS.items():
-                cursor.execute(f"SET {name} = {milliseconds}")
+            for setting in self._settings:
+                cursor.execute(setting)
         return connection
 
-    def begin(self, isolation_level: Any = None, *, durable: bool = True) -> None:
-        """Begin a transaction; one that need not be durable in the same round trip."""
-        if durable:
-            super().begin(isolation_level)
-        else:
-            self.execute_sql("BEGIN; SET LOCAL synchronous_commit TO off")
+    def begin(self, isolation_level: Any = None, *, durable: bool = True) -> None:  # noqa: ARG002
+        """Begin a transaction; with all that is set for it in the same round trip."""
+        self.execute_sql(self._begin if durable else f"{self._begin}; {LATER}")
+
+
+def _limits(command: str) -> list[str]:
+    return [f"{command} {name} = {milliseconds}" for name, milliseconds in LIMITS.items()]
 
 
 class _PooledPostgresql(PooledPostgresqlDatabase, _Postgresql):  # type: ignore[misc]
@@ -294,12 +308,13 @@ def _has_input(connection: Any) -> bool:
     return bool(waiting.poll(0))
 
 
-def open_database(url: str, pool: int = 8) -> None:
+def open_database(url: str, pool: int = 8, *, pooler: bool = False) -> None:
     """Bind the models to the database at ``url``; no connection is made yet.
 
     Parameters:
       url: ``sqlite:///file`` or ``postgresql://user:password@host:port/name``.
       pool: connections that this process may hold at most.
+      pooler: PostgreSQL is behind one that gives connections for a transaction each.
     """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
@@ -334,6 +349,7 @@ def open_database(url: str, pool: int = 8) -> None:
             field_types={"TIMESTAMPTZ": "TIMESTAMPTZ", "JSONB": "JSONB"},
             prefer_psycopg3=True,
             connect_timeout=10,
+            pooler=pooler,
             **TCP,
         )
     proxy.initialize(database)
@@ -347,6 +363,22 @@ def close_database() -> None:
 
 def is_sqlite() -> bool:
     return isinstance(proxy.obj, peewee.SqliteDatabase)
+
+
+def is_pooled() -> bool:
+    """Whether a connection is another one of PostgreSQL's after each transaction.
+
+    Seen if the one that it had, free again, is the next to be given out, as PgBouncer does.
+    """
+    if is_sqlite():
+        return False
+    asked = "SELECT pg_backend_pid()"
+    with connected(), _Postgresql._connect(proxy.obj) as other:  # not one of the pool's
+        (before,) = proxy.execute_sql(asked).fetchone()
+        with other.transaction():
+            other.execute("SELECT 1")
+            (after,) = proxy.execute_sql(asked).fetchone()
+    return bool(before != after)
 
 
 @contextmanager

@@ -25,7 +25,8 @@ def start() -> None:
     """
     config = settings()
     logs.configure(config.log_level, config.log_format)
-    database.open_database(config.database, config.database_pool)
+    pool, pooler = config.database_pool, config.database_pooler
+    database.open_database(config.database, pool, pooler=pooler)
 
 
 @cache

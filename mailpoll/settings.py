@@ -192,6 +192,7 @@ class Settings(BaseModel):
     data_dir: Path = Field(Path("data"), alias="MAILPOLL_DATA_DIR", validate_default=True)
     database_url: str = Field("", alias="DATABASE_URL")
     database_pool: int = Field(8, alias="MAILPOLL_DATABASE_POOL", ge=1, le=200)
+    database_pooler: bool = Field(False, alias="MAILPOLL_DATABASE_POOLER")
     #: Before the field whose check asks for it.
     redis_allow_open: bool = Field(False, alias="MAILPOLL_REDIS_ALLOW_OPEN")
     redis_url: str = Field("", alias="REDIS_URL")
