@@ -7,6 +7,7 @@ account can forget it.
 from collections.abc import Sequence
 from typing import Any
 
+from . import database
 from .models import (
     EmailAttachment,
     EmailFlag,
@@ -23,6 +24,7 @@ def remove_messages(ids: Sequence[int]) -> dict[str, int]:
     Returns:
       how many rows of each table.
     """
+    ids = database.padded(ids)
     places = EmailLocation.select(EmailLocation.id).where(EmailLocation.message.in_(ids))
     doomed: dict[Any, Any] = {
         EmailAttachment: EmailAttachment.message.in_(ids),

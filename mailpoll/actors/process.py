@@ -150,6 +150,12 @@ CLAIM = database.Statement("""
         sha256, size, storage_type, internal_date, imported
 """)
 
+#: So that the attempt does not count.
+GIVE_BACK = database.Statement("""
+    UPDATE email_raw_messages SET attempts = attempts - 1, next_attempt_at = ?
+    WHERE id IN [] AND status = 'stored'
+""")
+
 #: Which of them nobody has finished yet, and whether that was done before, and is to be done anew.
 UNFINISHED = database.Statement("""
     SELECT id, parser IS NOT NULL FROM email_raw_messages
@@ -496,9 +502,6 @@ def _fail(message_id: int, account_id: int, day: str, kind: str, reason: str) ->
 
 def _give_back(claimed: Sequence[Claimed]) -> None:
     """Store or database is away, which is not the messages' fault: the attempt does not count."""
-    table = EmailRawMessage
     pause = database.now() + timedelta(seconds=settings().sweep_after)
     with database.transaction(durable=False):
-        table.update(attempts=table.attempts - 1, next_attempt_at=pause).where(
-            table.id.in_([message.id for message in claimed]), table.status == MessageStatus.STORED
-        ).execute()
+        GIVE_BACK.run(database.timestamp(pause), [message.id for message in claimed])

@@ -211,8 +211,8 @@ class EmailAccount(Table):
     @classmethod
     def mark_queued(cls, ids: list[int], start: datetime) -> None:
         """Note that polls of these accounts are queued and begin by ``start`` at the latest."""
-        for chunk in peewee.chunked(ids, 500):
-            cls.update(queued_until=start + PATIENCE).where(cls.id.in_(chunk)).execute()
+        for chunk in database.chunks(ids):
+            database.update(cls, {"queued_until": start + PATIENCE}, "id IN []", chunk)
 
     @classmethod
     def forget_queued(cls) -> None:
@@ -225,7 +225,7 @@ class EmailAccount(Table):
         """Note that the queue did not take these polls, so that the next tick sends them."""
         with database.transaction(durable=False):
             for chunk in database.chunks(ids):
-                cls.update(queued_until=None).where(cls.id.in_(chunk)).execute()
+                database.update(cls, {"queued_until": None}, "id IN []", chunk)
 
     @classmethod
     def lease(cls, account_id: int, due: int | None, seconds: int) -> Self | None:
@@ -308,10 +308,9 @@ class EmailAccount(Table):
                 free = free.for_update("FOR UPDATE SKIP LOCKED")
             found = list(free)
             until = moment + timedelta(seconds=seconds)
-            for chunk in peewee.chunked([account.id for account in found], 500):
-                cls.update(watcher=watcher, watched_until=until, watch_interval=None).where(
-                    cls.id.in_(chunk)
-                ).execute()
+            claim = {"watcher": watcher, "watched_until": until, "watch_interval": None}
+            for chunk in database.chunks([account.id for account in found]):
+                database.update(cls, claim, "id IN []", chunk)
         return found
 
     @classmethod
@@ -348,9 +347,9 @@ class EmailAccount(Table):
         """Make accounts due now, whose polls are being sent. A poll that is running hears of it."""
         moment = database.now()
         with database.transaction(durable=False):
-            cls.update(next_poll_at=moment, queued_until=moment + PATIENCE).where(
-                cls.id.in_(list(ids)), cls.state == AccountState.ACTIVE
-            ).execute()
+            due = {"next_poll_at": moment, "queued_until": moment + PATIENCE}
+            for chunk in database.chunks(ids):
+                database.update(cls, due, "id IN [] AND state = 'active'", chunk)
 
     @classmethod
     def give_up_watches(cls, watcher: str | None = None) -> int:

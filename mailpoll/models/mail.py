@@ -237,9 +237,9 @@ class EmailRawMessage(Table):
         """Let the sweeper leave these messages alone for a while: they were just enqueued."""
         moment = database.now() + timedelta(seconds=seconds)
         with database.transaction(durable=False):
-            cls.update(next_attempt_at=moment).where(
-                cls.id.in_(ids), cls.status == MessageStatus.STORED
-            ).execute()
+            for chunk in database.chunks(ids):
+                due = {"next_attempt_at": moment}
+                database.update(cls, due, "id IN [] AND status = 'stored'", chunk)
 
     @classmethod
     def postpone_none(cls) -> None:

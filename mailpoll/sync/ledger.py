@@ -486,7 +486,7 @@ class Ledger:
                     table.select(table.email_id, fn.MIN(table.id), fn.MIN(table.size))
                     .where(
                         table.account == self.account,
-                        table.email_id.in_(chunk),
+                        table.email_id.in_(database.padded(chunk)),
                     )
                     .group_by(table.email_id)
                     .having(fn.COUNT(table.id) == 1)
@@ -502,7 +502,7 @@ class Ledger:
             for chunk in database.chunks(sizes):
                 query = table.select(
                     table.id, table.size, table.storage_key, table.storage_type
-                ).where(table.account == self.account, table.size.in_(chunk))
+                ).where(table.account == self.account, table.size.in_(database.padded(chunk)))
                 for row in query:
                     found.setdefault(row.size, []).append(row)
         return found
@@ -609,9 +609,10 @@ class Ledger:
         verdict: FetchVerdict,
     ) -> None:
         place, failure = EmailLocation, EmailFetchFailure
+        among = database.padded(uids)
         marked = (
             rows_of(place, folder)
-            & place.uid.in_(uids)
+            & place.uid.in_(among)
             & place.expunged_at.is_null(expunged_at is not None)
         )
         found = place.select(place.message, place.id, place.uid, place.flags, place.labels).where(
@@ -630,7 +631,7 @@ class Ledger:
         expunged = folder.expunged + (changed if expunged_at else -changed)
         _update(folder, {"expunged": expunged})
         failure.update(verdict=verdict, next_attempt_at=database.now()).where(
-            rows_of(failure, folder), failure.uid.in_(uids)
+            rows_of(failure, folder), failure.uid.in_(among)
         ).execute()
 
     def _tell_expunged(self, folder: EmailFolder, message_ids: Set[int]) -> None:

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
+
+import pytest
 
 from mailpoll import database
 from mailpoll.database import Statement
@@ -40,6 +43,23 @@ def test_a_list_of_any_length_is_a_parameter(system: System, address: str) -> No
     assert among(address, "other@example.org") == 1
     assert among("other@example.org") == 0
     assert among() == 0
+
+
+def test_lists_of_many_lengths_are_few_statements(
+    system: System, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system.add_account(address, test=False)
+    seen = set()
+    execute = database.proxy.obj.execute_sql
+
+    def noted(sql: str, *parameters: Any) -> Any:
+        seen.add(sql)
+        return execute(sql, *parameters)
+
+    monkeypatch.setattr(database.proxy.obj, "execute_sql", noted)
+    for others in range(100):
+        assert among(address, *(f"{number}@example.org" for number in range(others))) == 1
+    assert len(seen) == 8
 
 
 def test_a_poll_that_finds_no_folder_does_not_fail(system: System, address: str) -> None:
