@@ -146,7 +146,7 @@ def padded(values: Sequence[Value]) -> list[Value]:
     """Values to look for, the last one repeated, so that lists have few different lengths.
 
     For each length a connection keeps what it has prepared, 12 kB for a hundred values in SQLite.
-    It keeps 128 such statements, so that with lists of all lengths its memory grew for days.
+    It keeps 128 such statements, so that with lists of all lengths its memory grew for hours.
     """
     found = list(values)
     length = 1 << (len(found) - 1).bit_length() if found else 0
