@@ -77,17 +77,20 @@ def begin_polls(polls: dict[str, int]) -> None:
 
 
 @dramatiq.actor(queue_name=BACKFILL, priority=50, limits=limits, notify_shutdown=True)
-def continue_import(account_id: int, due: int | None = None) -> None:
+def continue_import(account_id: int, after: int | None = None) -> None:
     """Go on with an account whose mail did not fit into one time slice.
 
     Only behind the poll that sent this: one that came in between has sent its own continuation.
+
+    Parameters:
+      after: the token of that poll's lease.
     """
-    poll(account_id, due)
+    poll(account_id, None, after)
 
 
-def poll(account_id: int, due: int | None) -> None:
+def poll(account_id: int, due: int | None, after: int | None = None) -> None:
     """One poll from lease to release. Runs twice, late or never without harm."""
-    account = EmailAccount.lease(account_id, due, LEASE)
+    account = EmailAccount.lease(account_id, due, LEASE, after)
     if account is None:
         counters.add("duplicate_delivery", 1, "poll")
         return
@@ -338,7 +341,7 @@ def _follow_up(account: EmailAccount, outcome: Outcome) -> None:
     if account.asked_for():
         messages.append((poll_account.message(account.id), None))
     if outcome.unfinished:
-        messages.append((continue_import.message(account.id, account.due), None))
+        messages.append((continue_import.message(account.id, account.lease_token), None))
     if _before_tick(account) and (next_poll := _next_poll(account.id)):
         messages.append(next_poll)
     if not messages:

@@ -228,13 +228,16 @@ class EmailAccount(Table):
                 database.update(cls, {"queued_until": None}, "id IN []", chunk)
 
     @classmethod
-    def lease(cls, account_id: int, due: int | None, seconds: int) -> Self | None:
+    def lease(
+        cls, account_id: int, due: int | None, seconds: int, after: int | None = None
+    ) -> Self | None:
         """Begin a poll: take the account's lease if it is due and free.
 
         Parameters:
           due: the due time that the queue message was sent for, in milliseconds of the Unix
             epoch, so that a message is not "early" by another clock; ``None`` forces the poll.
           seconds: how long the lease holds without a commit.
+          after: the token of the lease that must be the last one until now; ``None``: any.
         """
         with database.transaction(durable=False):
             moment = database.now()
@@ -242,6 +245,8 @@ class EmailAccount(Table):
             if account is None or account.state != AccountState.ACTIVE:
                 return None
             if account.lease_until and account.lease_until > moment:
+                return None
+            if after is not None and account.lease_token != after:
                 return None
             if due is not None and account.due != due and account.next_poll_at > moment:
                 return None

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,7 @@ def logins(server: ScriptedImap) -> int:
 
 
 def test_an_import_has_one_continuation_however_long_it_waits(
-    sliced: System, scripted_port: int
+    sliced: System, scripted_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given an import that is longer than a slice, and a backfill queue that no poller comes to
     def slowly() -> bytes:
@@ -180,7 +181,9 @@ def test_an_import_has_one_continuation_however_long_it_waits(
     with ScriptedImap(messages=mails, port=scripted_port) as server:
         server.rules = [Rule("UID FETCH .*PEEK", slowly)]
         account = someone_at(server)
-        # When the account is polled at each of some ticks
+        # When the account is polled some times before its next poll, which has its place in time
+        place = database.now() + timedelta(hours=1)
+        monkeypatch.setattr(EmailAccount, "following", lambda *_: place)
         for _ in range(3):
             poll(account.id, None)
         waiting = entries(sliced, "backfill")
