@@ -13,7 +13,27 @@ from tests.servers.process import Server, find_program, free_ports
 SUPERUSER = "postgres"
 
 
-class Postgres(Server):
+class SpeaksPostgresql(Server):
+    """Whatever answers to clients of PostgreSQL on a free port; started by root, as its user."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        (self.port,) = free_ports(1)
+        if os.geteuid() == 0:
+            self.user = "postgres"
+
+    def answers(self) -> bool:
+        try:
+            with psycopg.connect(self.url(SUPERUSER), connect_timeout=2):
+                return True
+        except psycopg.OperationalError:
+            return False
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{SUPERUSER}@{self.host}:{self.port}/{database}"
+
+
+class Postgres(SpeaksPostgresql):
     """PostgreSQL without a password, TCP on loopback only.
 
     ``durable=False`` switches off fsync, which is right for tests; benchmarks that measure commits
@@ -25,11 +45,8 @@ class Postgres(Server):
 
     def __init__(self, directory: Path, *, durable: bool = False) -> None:
         super().__init__(directory)
-        (self.port,) = free_ports(1)
         self.durable = durable
         self.data = directory / "data"
-        if os.geteuid() == 0:
-            self.user = "postgres"
 
     def prepare(self) -> list[str]:
         # The versioned directory comes first: what stands on PATH may be a wrapper.
@@ -48,16 +65,6 @@ class Postgres(Server):
         if not self.durable:
             settings |= {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
         return [server, "-D", str(self.data), *(f"--{k}={v}" for k, v in settings.items())]
-
-    def answers(self) -> bool:
-        try:
-            with psycopg.connect(self.url(SUPERUSER), connect_timeout=2):
-                return True
-        except psycopg.OperationalError:
-            return False
-
-    def url(self, database: str) -> str:
-        return f"postgresql://{SUPERUSER}@{self.host}:{self.port}/{database}"
 
     def create_database(self, name: str, template: str = "template1") -> str:
         """Create a database, empty or the copy of another that nobody uses, and return its URL."""
