@@ -385,7 +385,8 @@ def is_pooled() -> bool:
     if is_sqlite():
         return False
     asked = "SELECT pg_backend_pid()"
-    with connected(), _Postgresql._connect(proxy.obj) as other:  # not one of the pool's
+    # Not one of the pool's: its errors are made those that ``execute_sql`` raises.
+    with connected(), peewee.__exception_wrapper__, _Postgresql._connect(proxy.obj) as other:
         (before,) = proxy.execute_sql(asked).fetchone()
         with other.transaction():
             other.execute("SELECT 1")

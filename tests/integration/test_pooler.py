@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from mailpoll import actors, checkup, database, migrate
@@ -82,3 +83,18 @@ def test_doctor_notices_a_pooler_that_nobody_has_named(system: System, pooler: P
     wrong = pooler.mode is Mode.TRANSACTION
     assert by_check["database"].state is (State.WRONG if wrong else State.OK)
     assert ("MAILPOLL_DATABASE_POOLER" in by_check["database"].advice) == wrong
+
+
+def test_a_second_connection_that_is_refused_is_an_error_that_doctor_outlives(
+    postgres: Postgres,
+) -> None:
+    name, role = f"single_{uuid4().hex}", f"single_{uuid4().hex}"
+    url = postgres.create_database(name)
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
+    database.open_database(url.replace("postgres@", f"{role}@"))
+    try:
+        with pytest.raises(database.AWAY, match="too many connections"):
+            database.is_pooled()
+    finally:
+        database.close_database()
